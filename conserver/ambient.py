@@ -1,0 +1,105 @@
+"""What a link sees of the conserver: `vcons`, `push` and `derived_uuid`.
+
+The link contract, `run(vcon_uuid, link_name, opts)`, has no place for the store, so it is ambient: bound to the run
+of the chain that the thread works on. Outside of a chain, in a script say, it works on the server of `REDIS_URL`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+
+from conserver.errors import ConserverError
+from conserver.queue import Queue
+from conserver.settings import Settings
+from conserver.store import VconStore, Writer
+from conserver.vcon import Vcon, derived_uuid
+
+
+class Work:
+    """What one run of a chain asks for: a writer of its own, and what is to be done when it settles."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+        self.pushes: list[tuple[str, str]] = []
+        self.expire_secs: int | None = None
+
+
+_local = threading.local()
+
+
+@contextmanager
+def working(work: Work) -> Iterator[Work]:
+    """Bind *work* to this thread while the block runs."""
+    before = getattr(_local, "work", None)
+    _local.work = work
+    try:
+        yield work
+    finally:
+        _local.work = before
+
+
+def bind(work: Work | None) -> None:
+    """Bind *work* to this thread; the cheap form of `working` for the hot path."""
+    _local.work = work
+
+
+@cache
+def _server() -> tuple[VconStore, Queue]:
+    settings = Settings.from_env()
+    if settings.redis_url is None:
+        raise ConserverError("outside of a chain, conserver.vcons needs REDIS_URL in the environment")
+    return VconStore(settings.redis_url, settings), Queue(settings.redis_url)
+
+
+class Vcons:
+    """The vCons, as the link that runs in this thread may see and change them."""
+
+    def _writer(self) -> Writer:
+        work: Work | None = getattr(_local, "work", None)
+        return work.writer if work else _server()[0].writer()
+
+    def get(self, uuid: str) -> Vcon:
+        """Return the vCon, migrated to the current draft; raise VconNotFound."""
+        return self._writer().get(uuid)
+
+    def edit(self, uuid: str) -> AbstractContextManager[Vcon]:
+        """Yield the vCon and save it at the end of the block if it was changed.
+
+        What others change meanwhile is merged. Raises VconSealed for a signed or encrypted vCon, and VconConflict
+        when somebody changed the same part: let it pass, and the link runs again on the new copy.
+        """
+        return self._writer().edit(uuid)
+
+    def save(self, vcon: Vcon) -> None:
+        """Save a vCon: one that was read is merged with what others wrote, one that was built replaces them."""
+        self._writer().save(vcon)
+
+    def expire(self, uuid: str, seconds: int) -> None:
+        """Ask that the copy in Redis of the vCon at hand expires *seconds* after the chain has settled."""
+        work: Work | None = getattr(_local, "work", None)
+        if work:
+            work.expire_secs = seconds
+        else:
+            _server()[0].expire([(uuid, "*", seconds)])
+
+
+vcons = Vcons()
+
+
+def push(list_name: str, uuid: str) -> None:
+    """Push *uuid* to a list.
+
+    Inside a link this happens when the chain settles, in one step with everything else: a chain that runs again
+    after a crash pushes once, and one that ends as a dead letter pushes nothing.
+    """
+    work: Work | None = getattr(_local, "work", None)
+    if work:
+        work.pushes.append((list_name, uuid))
+    else:
+        _server()[1].push(list_name, [uuid])
+
+
+__all__ = ["Vcons", "Work", "derived_uuid", "push", "vcons", "working"]

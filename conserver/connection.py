@@ -1,0 +1,189 @@
+"""How we talk to the Redis-compatible server: every timeout and retry is set here, on purpose.
+
+The defaults of redis-py suit a cache, not a queue: it repeats commands that must not be repeated, ten times,
+and its socket timeout is shorter than what we wait for. So there are two ways in:
+
+* `client(url)` for commands that may be repeated (reads, and scripts that recognise their own repetition);
+* `Wire(url)` for the queue protocol: one connection, no repetition, errors as values.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.exceptions import (
+    BusyLoadingError,
+    ConnectionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+    TryAgainError,
+)
+from redis.retry import Retry
+
+from conserver.errors import ServerError
+
+CONNECT_TIMEOUT_SECS = 3.0
+REPLY_TIMEOUT_SECS = 10.0
+
+#: Errors by which a server says "not now" rather than "not this": nobody's dead letter.
+#: MISCONF: it cannot write its disk. NOREPLICAS, MASTERDOWN, CLUSTERDOWN: its neighbours are gone.
+#: NOPERM: a command is denied, for everybody alike, until an operator allows it.
+_NOT_NOW = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "LOADING", "READONLY", "OOM", "NOPERM", "NOAUTH")
+
+Command = Sequence[Any]
+
+
+def is_server_error(error: BaseException) -> bool:
+    """Say whether *error* is the server's own trouble (no connection, full, read-only, loading)."""
+    if isinstance(error, ServerError | ConnectionError | TimeoutError | OutOfMemoryError | ReadOnlyError):
+        return True
+    if isinstance(error, BusyLoadingError | TryAgainError):
+        return True
+    # Inside a script the code of the error stands behind ours, as in "ERR ... OOM command not allowed".
+    return isinstance(error, ResponseError) and any(code in str(error)[:200] for code in _NOT_NOW)
+
+
+def _options(url: str, name: str) -> dict[str, Any]:
+    # A socket file has no network that could go away silently, and redis-py refuses the option there.
+    keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
+    return keepalive | {
+        "socket_connect_timeout": CONNECT_TIMEOUT_SECS,
+        "client_name": f"conserver:{name}:{socket.gethostname()}:{os.getpid()}".replace(" ", "_"),
+        "decode_responses": False,
+    }
+
+
+class _Pipeline(redis.client.Pipeline):
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        with _translated():
+            return super().execute(raise_on_error)
+
+
+class Client(redis.Redis):
+    """A redis client whose "not now" is a ServerError, so that it is told from trouble of a link's own."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send one command; see redis.Redis."""
+        with _translated():
+            return super().execute_command(*args, **options)
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:
+        """Return a pipeline; see redis.Redis."""
+        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except RedisError as error:
+        if not is_server_error(error):
+            raise
+        raise ServerError(str(error)) from error
+
+
+def client(url: str, name: str, *, max_connections: int = 256) -> Client:
+    """Return a client for commands that may be repeated; replies are bytes.
+
+    A cut connection is repaired and the command sent again, for a few seconds, with jitter.
+    """
+    return Client.from_url(
+        url,
+        **_options(url, name),
+        socket_timeout=REPLY_TIMEOUT_SECS,
+        max_connections=max_connections,
+        health_check_interval=30,
+        retry=Retry(ExponentialWithJitterBackoff(cap=1, base=0.02), 5),
+        retry_on_error=[TryAgainError],
+    )
+
+
+def once(url: str, name: str, *, timeout_secs: float = REPLY_TIMEOUT_SECS) -> Client:
+    """Return a client that sends each command once: for pushes, probes and locks."""
+    return Client.from_url(
+        url,
+        **_options(url, name),
+        socket_timeout=timeout_secs,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+class Wire:
+    """One connection that sends batches of commands and hands back their replies, errors as values.
+
+    Nothing is ever sent twice: after a cut connection the caller decides what to ask again.
+    """
+
+    def __init__(self, url: str, name: str, *, resp3: bool = False) -> None:
+        # No health check: a PING before each batch would be a round trip, and a dead
+        # connection shows in the batch itself.
+        pool = redis.ConnectionPool.from_url(
+            url,
+            **_options(url, name),
+            socket_timeout=REPLY_TIMEOUT_SECS,
+            health_check_interval=0,
+            protocol=3 if resp3 else 2,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._connection: Any = pool.make_connection()
+        self.address = address(url)
+
+    def call(self, commands: Sequence[Command]) -> list[Any]:
+        """Send *commands* in one write and return one reply each; a refused command's reply is its error.
+
+        Raises ServerError if the connection fails; then any of the commands may or may not have been executed.
+        """
+        connection = self._connection
+        try:
+            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            return [self._reply() for _ in commands]
+        except (RedisError, OSError) as error:
+            connection.disconnect()
+            raise ServerError(f"server at {self.address}: {error}") from error
+        except BaseException:
+            # An interrupted read leaves replies on the wire that would answer the next question.
+            connection.disconnect()
+            raise
+
+    def _reply(self) -> Any:
+        try:
+            return self._connection.read_response()
+        except (ConnectionError, TimeoutError):
+            raise
+        except RedisError as error:
+            return error
+
+    def wait_for_push(self, timeout_secs: float) -> bool:
+        """Wait until the server sends a message of its own (RESP3); say whether one came."""
+        connection = self._connection
+        try:
+            if not connection.can_read(timeout_secs):
+                return False
+            connection.read_response(push_request=True)
+        except (RedisError, OSError) as error:
+            connection.disconnect()
+            raise ServerError(f"server at {self.address}: {error}") from error
+        return True
+
+    def close(self) -> None:
+        """Close the connection; the next call opens a new one."""
+        self._connection.disconnect()
+
+
+def address(url: str) -> str:
+    """Return *url* without user, password and query, for messages."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return f"unix://{parts.path}"
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname or 'localhost'}{port}{parts.path}"

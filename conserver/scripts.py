@@ -1,0 +1,43 @@
+"""The Lua scripts of queue and store, by name: loaded once, called by their digest."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.resources import files
+from typing import Any
+
+import redis
+from redis.exceptions import NoScriptError
+
+_FOLDER = files("conserver") / "lua"
+#: Scripts that begin with the functions of dead.lua.
+_WITH_DEAD = {"settle", "recover", "retry", "drop"}
+
+
+class Script:
+    """One script: `text`, and the `sha` that EVALSHA takes."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        text = (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")
+        if name in _WITH_DEAD:
+            text = (_FOLDER / "dead.lua").read_text(encoding="utf-8") + text
+        self.text = text
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    def command(self, keys: list[Any], args: list[Any]) -> tuple[Any, ...]:
+        """Return the EVALSHA command, for a Wire."""
+        return ("EVALSHA", self.sha, len(keys), *keys, *args)
+
+    def __call__(self, client: redis.Redis, keys: list[Any], args: list[Any]) -> Any:
+        """Run on *client*; a server that has forgotten the script is told it again."""
+        try:
+            return client.evalsha(self.sha, len(keys), *keys, *args)
+        except NoScriptError:
+            return client.eval(self.text, len(keys), *keys, *args)
+
+
+CLAIM, SETTLE, NOTE, RECOVER, DUE = (Script(n) for n in ("claim", "settle", "note", "recover", "due"))
+RETRY, DROP = Script("retry"), Script("drop")
+SAVE, TOUCH, DELETE, EXPIRE = (Script(n) for n in ("save", "touch", "delete", "expire"))
+ALL = (CLAIM, SETTLE, NOTE, RECOVER, DUE, RETRY, DROP, SAVE, TOUCH, DELETE, EXPIRE)

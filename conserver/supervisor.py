@@ -1,0 +1,405 @@
+"""The supervisor: the one process of a host that owns its workers, and never runs a link itself.
+
+Duties: 1. hold the host's lease; 2. start workers, and replace those that end; 3. kill one whose run is overdue and
+that has not settled it itself; 4. recover what dead workers held, its own and those of hosts whose lease lapsed;
+5. keep quarantine for suspects; 6. wake retries that are due; 7. reload the config; 8. drain and end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import msgspec
+
+from conserver import telemetry
+from conserver.board import Board, Entry
+from conserver.config import Config
+from conserver.embedded import EmbeddedServer
+from conserver.errors import ServerError
+from conserver.health import Health
+from conserver.lease import Lease, host_of
+from conserver.outcomes import now
+from conserver.queue import MAX_CRASHES, MAX_RETURNS, Queue, reason
+from conserver.reload import Reload
+from conserver.settings import Settings
+from conserver.store import VconStore
+from conserver.worker import EXIT_NOT_A_MEMBER, MAX_ABANDONED, Spec, chains_of, main
+
+log = logging.getLogger(__name__)
+
+#: A run that its own worker has not settled this long after its deadline has blocked the whole process.
+OVERDUE_GRACE_SECS = 2.0
+#: Processes that run suspects, one at a time each.
+MAX_QUARANTINES = 2
+_LONGEST_RESTART_SECS = 10.0
+_context = multiprocessing.get_context("spawn")
+
+
+@dataclass(eq=False)
+class _Process:
+    name: str
+    process: Any
+    pipe: Connection
+    board: Board
+    quarantine: bool
+    started: float
+    asked_to_end: bool = False
+    replaced: bool = False
+    snapshot: telemetry.Snapshot | None = None
+    overdue: dict[tuple[str, int], float] = field(default_factory=dict)
+    culprits: list[Entry] = field(default_factory=list)
+
+
+@dataclass
+class _Recovery:
+    """What is to be done for a worker that has ended; kept until the server has taken it."""
+
+    worker: str
+    mode: str
+    limit: str
+    culprits: list[Entry]
+
+
+class Supervisor:
+    """Runs the workers of one host until it is told to stop. `run` returns when all is handed back."""
+
+    def __init__(self, url: str, settings: Settings, config: Config, *, server: EmbeddedServer | None = None) -> None:
+        self.url = url
+        self.settings = settings
+        self.config = config
+        self.server = server
+        self.host = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.queue = Queue(url, "supervisor")
+        self.store = VconStore(url, settings)
+        self.lease = Lease(url, self.host, settings.lease_secs)
+        self.reload = Reload(settings.config_file, config)
+        self.health: Health | None = None
+        self.stopping = False
+        self.processes: list[_Process] = []
+        self._numbers = iter(range(1, 1 << 62))
+        self._recoveries: list[_Recovery] = []
+        self._ended = telemetry.Metrics()
+        self._failures = 0
+        self._start_after = 0.0
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._give_up = float("inf")
+        self._trouble = ""
+        self._every: dict[str, float] = {}
+        self._metrics_lock = threading.Lock()
+
+    def run(self) -> None:
+        """Start everything, look after it, and drain when told to stop; raise ServerError if the start fails."""
+        self.lease.begin()
+        self._warn_about_server()
+        self.health = Health(self.settings.metrics_port, self._ready, self._metrics)
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, lambda *_: self.stop())
+        try:
+            while not (self.stopping and not self.processes and not self._recoveries):
+                self._look_after()
+                if self.stopping and time.monotonic() > self._give_up + 5:
+                    log.error("the server does not take back what the workers held; others recover it later")
+                    break
+        finally:
+            for process in self.processes:
+                process.process.kill()
+            self.health.close()
+            with contextlib.suppress(ServerError):
+                self.lease.end()
+
+    def stop(self) -> None:
+        """Drain: no new claims, running chains may finish, the rest is given back. A second call does not wait."""
+        drain = self.settings.drain_secs if not self.stopping else 0.0
+        if not self.stopping:
+            log.info("draining: running chains may finish within %g s", drain)
+        self.stopping = True
+        self._give_up = time.monotonic() + drain
+        for process in self.processes:
+            self._tell(process, ("stop", drain))
+        with contextlib.suppress(OSError):
+            self._wake_write.send(b"x")
+
+    def _look_after(self) -> None:
+        """Do what is due, then wait for the next thing to happen."""
+        for process in list(self.processes):
+            if not process.process.is_alive():
+                self._bury(process)
+        self._kill_overdue()
+        try:
+            self._recover_dead()
+            if not self.stopping:
+                self._start_missing()
+                self._due("due", 0.25, lambda: self.queue.wake_due(self.queue.lists()))
+                self._due("others", self.settings.lease_secs / 3, self._recover_others)
+                self._due("quarantine", 0.5, self._start_quarantine)
+                self._due("sweep", 10.0, self.store.sweep)
+                self._due("reload", 1.0, self._reload)
+            self._due("publish", 1.0, lambda: self.lease.publish(msgspec.json.encode(self.status())))
+            self._trouble = ""
+        except ServerError as error:
+            if not self._trouble:
+                log.error("the server does not work: %s", error)
+            self._trouble = str(error)
+            if self.server is not None and not self.stopping and self.server.restart_if_dead():
+                log.warning("the embedded server had died and was started again")
+        self._wait()
+
+    def _due(self, what: str, every_secs: float, do: Callable[[], Any]) -> None:
+        now_secs = time.monotonic()
+        if now_secs >= self._every.get(what, 0.0):
+            # Before it is done: if it fails, the others get their turn first.
+            self._every[what] = now_secs + every_secs
+            do()
+
+    def _wait(self) -> None:
+        pipes = {process.pipe: process for process in self.processes}
+        ready = wait([*pipes, *(p.process.sentinel for p in self.processes), self._wake_read], timeout=0.25)
+        for item in ready:
+            if item is self._wake_read:
+                self._wake_read.recv(64)
+            elif isinstance(item, Connection) and item in pipes:
+                self._listen(pipes[item])
+
+    def _listen(self, process: _Process) -> None:
+        try:
+            while process.pipe.poll():
+                kind, *values = process.pipe.recv()
+                if kind == "metrics":
+                    process.snapshot = values[0]
+                elif kind == "retiring":
+                    process.asked_to_end = process.replaced = True
+        except (EOFError, OSError):
+            # It has ended: what it left is looked after when its exit code is known.
+            process.process.join(1.0)
+
+    # 2. Processes
+
+    def _start_missing(self) -> None:
+        running = [p for p in self.processes if not p.quarantine and not p.replaced]
+        if time.monotonic() < self._start_after:
+            return
+        for _ in range(self.settings.workers - len(running)):
+            self._start(quarantine=False)
+
+    def _start_quarantine(self) -> None:
+        running = sum(p.quarantine for p in self.processes)
+        if running >= MAX_QUARANTINES or time.monotonic() < self._start_after:
+            return
+        lists = [name for lists in chains_of(self.config, self.settings).values() for name in lists]
+        suspects = sum(self.queue.suspects(lists).values())
+        for _ in range(min(MAX_QUARANTINES, suspects) - running):
+            self._start(quarantine=True)
+
+    def _start(self, *, quarantine: bool) -> None:
+        name = f"{self.host}:{next(self._numbers)}"
+        threads = 1 if quarantine else self.settings.concurrency
+        # An abandoned run keeps its slot until its thread comes back.
+        board = Board(threads + MAX_ABANDONED + threads, _context)
+        ours, theirs = _context.Pipe()
+        spec = Spec(name, self.url, self.settings, self.config, board.memory, board.slots, quarantine)
+        process = _context.Process(target=main, args=(spec, theirs), name=name, daemon=False)
+        process.start()
+        theirs.close()
+        self.processes.append(_Process(name, process, ours, board, quarantine, time.monotonic()))
+
+    def _bury(self, process: _Process) -> None:
+        """Note how a process ended, and have what it held recovered accordingly."""
+        self._listen(process)
+        self.processes.remove(process)
+        process.pipe.close()
+        if process.snapshot is not None:
+            with self._metrics_lock:
+                self._ended.add(process.snapshot)
+        code = process.process.exitcode
+        asked = process.asked_to_end or self.stopping or code in (0, EXIT_NOT_A_MEMBER)
+        mode = "returned" if asked else "quarantine" if process.quarantine else "suspects"
+        ended = _ended(code)
+        if mode == "quarantine":
+            limit = f"its process {ended}, {MAX_CRASHES} times in quarantine"
+        else:
+            limit = f"it came back more than {MAX_RETURNS} times"
+        self._recoveries.append(_Recovery(process.name, mode, limit, process.culprits))
+        if asked and code == 0:
+            return
+        log.log(logging.WARNING if asked else logging.ERROR, "worker %s %s", process.name, ended)
+        # A process that dies again and again as soon as it has started must not keep the machine busy.
+        self._failures = self._failures + 1 if time.monotonic() - process.started < 10 else 0
+        if self._failures > 1 and not process.quarantine:
+            self._start_after = time.monotonic() + min(_LONGEST_RESTART_SECS, 0.1 * 2**self._failures)
+
+    def _kill_overdue(self) -> None:
+        """Kill a process in which something is over its time and that has not done anything about it."""
+        now_secs = time.monotonic()
+        for process in self.processes:
+            late = [e for e in process.board.read() if now_secs > e.deadline + OVERDUE_GRACE_SECS]
+            seen = {(entry.list, entry.seq): process.overdue.get((entry.list, entry.seq), now_secs) for entry in late}
+            process.overdue = seen
+            # Seen twice, a second apart: after a pause of the whole host the worker gets its chance first.
+            stuck = [entry for entry in late if now_secs - seen[entry.list, entry.seq] > 1.0]
+            if stuck and process.process.is_alive():
+                for entry in stuck:
+                    log.error("worker %s is killed: %s does not end and blocks it", process.name, entry.what)
+                process.asked_to_end = True
+                process.culprits = stuck
+                process.process.kill()
+        if self.stopping and now_secs > self._give_up + 2:
+            for process in self.processes:
+                process.process.kill()
+
+    # 4. Recovery
+
+    def _recover_dead(self) -> None:
+        while self._recoveries:
+            recovery = self._recoveries[0]
+            lists = self.queue.lists()
+            for name in lists:
+                culprits = {
+                    e.seq: self._overdue_reason(e, recovery.worker) for e in recovery.culprits if e.list == name
+                }
+                self._recover(name, recovery.worker, recovery.mode, recovery.limit, culprits)
+            self._recoveries.pop(0)
+
+    def _recover(self, name: str, worker: str, mode: str, limit: str, culprits: dict[int, bytes]) -> None:
+        why = reason(limit, worker=worker, at=now(), chain=self.config.chain_of(name) or "")
+        returned, suspects, dead = self.queue.recover(name, worker, mode, limit=why, culprits=culprits)
+        if returned or suspects or dead:
+            log.warning(
+                "recovered what worker %s held of %r: %d go back, %d to quarantine, %d dead",
+                *(worker, name, returned, suspects, dead),
+            )
+        if dead:
+            telemetry.count("conserver.dlq.count", dead, queue_name=f"DLQ:{name}")
+
+    def _overdue_reason(self, entry: Entry, worker: str) -> bytes:
+        error = f"{entry.what} did not end within its timeout and blocked its process, which was killed"
+        link = entry.what.partition("'")[2].rpartition("'")[0] if entry.what.startswith("link") else ""
+        chain = self.config.chain_of(entry.list) or ""
+        return reason(error, link=link, chain=chain, worker=worker, at=now())
+
+    def _recover_others(self) -> None:
+        """Recover what workers hold whose host has lapsed, and leftovers under our own name."""
+        members = {name: self.queue.workers(name) for name in self.queue.lists()}
+        ours = {process.name for process in self.processes}
+        lapsed = set(self.lease.lapsed(host_of(worker) for workers in members.values() for worker in workers))
+        for name, workers in members.items():
+            for worker in workers:
+                if host_of(worker) in lapsed or (host_of(worker) == self.host and worker not in ours):
+                    self._recover(name, worker, "returned", f"it came back more than {MAX_RETURNS} times", {})
+        for host in lapsed:
+            self.lease.forget(host)
+
+    # 7. Reload
+
+    def _reload(self) -> None:
+        config = self.reload.look()
+        if config is None:
+            return
+        self.config = config
+        for process in self.processes:
+            self._tell(process, ("config", config))
+
+    def _tell(self, process: _Process, message: tuple[Any, ...]) -> None:
+        # A worker that has ended cannot be told anything; it is buried at the next look.
+        with contextlib.suppress(OSError):
+            process.pipe.send(message)
+
+    # What others may know
+
+    def status(self) -> dict[str, Any]:
+        """Return what this host does, as plain values."""
+        clock = time.monotonic()
+        return {
+            "host": self.host,
+            "pid": os.getpid(),
+            "metrics_port": self.health.port if self.health else None,
+            "config": {"file": str(self.settings.config_file), "error": self.reload.error},
+            "chains": list(chains_of(self.config, self.settings)),
+            "stopping": self.stopping,
+            "workers": [
+                {
+                    "name": process.name,
+                    "pid": process.process.pid,
+                    "quarantine": process.quarantine,
+                    "running": [
+                        {"vcon": e.uuid, "list": e.list, "what": e.what, "seconds_left": round(e.deadline - clock, 1)}
+                        if e.deadline != float("inf")
+                        else {"vcon": e.uuid, "list": e.list, "what": e.what}
+                        for e in process.board.read()[:50]
+                    ],
+                }
+                for process in self.processes
+            ],
+        }
+
+    def _ready(self) -> tuple[bool, dict[str, Any]]:
+        workers = sum(p.process.is_alive() and p.snapshot is not None for p in self.processes if not p.quarantine)
+        problems = [self._trouble] if self._trouble else []
+        if not problems:
+            try:
+                self.queue.probe()
+            except ServerError as error:
+                problems.append(str(error))
+        if workers < 1:
+            problems.append("no worker is running yet")
+        if self.stopping:
+            problems.append("draining")
+        details = {"problems": problems, "workers": workers, "config_error": self.reload.error, "host": self.host}
+        return not problems, details
+
+    def _metrics(self) -> bytes:
+        with self._metrics_lock:
+            ended = self._ended.snapshot()
+        snapshots = [process.snapshot for process in list(self.processes) if process.snapshot is not None]
+        gauges: list[tuple[telemetry.Key, float]] = [
+            (telemetry.key("conserver.workers"), float(len(self.processes))),
+            (telemetry.key("conserver.config.broken"), float(self.reload.error is not None)),
+        ]
+        try:
+            gauges += self._server_gauges()
+        except ServerError as error:
+            log.debug("no numbers of the server: %s", error)
+        inflight: dict[str, int] = {}
+        for process in list(self.processes):
+            for entry in process.board.read():
+                chain = self.config.chain_of(entry.list) or ""
+                inflight[chain] = inflight.get(chain, 0) + 1
+        gauges += [(telemetry.key("conserver.vcons.inflight", chain_name=c), float(n)) for c, n in inflight.items()]
+        return telemetry.exposition([ended, telemetry.metrics.snapshot(), *snapshots], gauges)
+
+    def _server_gauges(self) -> Iterable[tuple[telemetry.Key, float]]:
+        length = "conserver.ingress_list.length"
+        for name, depth in self.queue.depths(list(self.config.lists)).items():
+            for kind in ("waiting", "returned", "delayed", "suspects", "held", "dead"):
+                shown = {"waiting": "ingress", "dead": "dlq"}.get(kind, kind)
+                yield telemetry.key(length, ingress_list=name, kind=shown), float(getattr(depth, kind))
+        for storage in self.config.storages:
+            yield (
+                telemetry.key(length, ingress_list=f"storage:{storage}", kind="dlq"),
+                float(self.queue.dead_count(f"storage:{storage}")),
+            )
+        for chain in self.queue.paused():
+            yield telemetry.key("conserver.chain.paused", chain_name=chain), 1.0
+        yield telemetry.key("conserver.redis.memory_used_bytes"), float(self.queue.server_info()["used_memory"])
+
+    def _warn_about_server(self) -> None:
+        for warning in self.queue.server_warnings():
+            log.warning("%s", warning)
+
+
+def _ended(code: int | None) -> str:
+    if code is not None and code < 0:
+        with contextlib.suppress(ValueError):
+            return f"was ended by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"
