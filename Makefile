@@ -1,0 +1,52 @@
+# `make` alone lists the targets. PYTHON=/path/to/python3 chooses another one for .venv.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+BIN := .venv/bin
+WORKERS ?= 2
+
+NO_PYTHON := Python 3.11 or later is needed, and none was found on PATH. \
+	Debian, Ubuntu: apt-get install python3 python3-venv; macOS: brew install python; or make PYTHON=/path/to/python3
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-long check format lock clean
+
+define set_up
+@python="$(PYTHON)"; test -n "$$python" || { echo "$(NO_PYTHON)" >&2; exit 1; }; "$$python" tools/setup.py $(1)
+endef
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: ## make .venv with the default install; nothing to do if that is done
+	$(call set_up)
+
+run: ## start the conserver on config.yml with its own server; the first time it gets the vCons of examples/
+	$(call set_up)
+	@exec $(BIN)/conserver run --examples examples
+
+test: ## run the tests (WORKERS=2 processes)
+	$(call set_up,test)
+	@$(BIN)/python -m pytest -n $(WORKERS)
+
+test-long: ## run the tests that take minutes, too
+	$(call set_up,test)
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "long or not long"
+
+check: ## format, lint, types, and config.yml: look, but change nothing
+	$(call set_up,test dev)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/conserver check config.yml
+
+format: ## put all Python files into shape
+	$(call set_up,test dev)
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lock: ## write constraints.txt anew with the newest versions (needs Python 3.11, 3.12 and 3.13)
+	@python="$(PYTHON)"; test -n "$$python" || { echo "$(NO_PYTHON)" >&2; exit 1; }; "$$python" tools/lock.py
+
+clean: ## remove .venv, caches and what was built; data/ stays
+	@rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@find . -name __pycache__ -not -path './data/*' -prune -exec rm -rf {} +
