@@ -300,16 +300,15 @@ class Chain:
             log.warning("storage %r ended late: %s", storage.name, results[storage.name] or "saved")
 
     def _try_save(self, run: Run, storage: Storage) -> str | None:
-        began = time.monotonic()
+        began, outcome = time.monotonic(), "success"
+        text: str | None = None
         try:
             storage.save(run.uuid, storage.options)
-        except BaseException as error:  # noqa: BLE001  storages are other people's code
+        except BaseException as error:
             if isinstance(error, ClaimLost):
                 raise
             log.warning("storage %r could not save: %s", storage.name, describe(error), exc_info=_unexpected(error))
             outcome, text = "error", describe(error)
-        else:
-            outcome, text = "success", None
         run.counts.append(telemetry.key("conserver.storage.count", backend=storage.name, outcome=outcome))
         run.timings.append(
             (telemetry.key("conserver.storage.duration", backend=storage.name), time.monotonic() - began)

@@ -75,7 +75,7 @@ class Client(redis.Redis):
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send one command; see redis.Redis."""
         with _translated():
-            return super().execute_command(*args, **options)
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:
         """Return a pipeline; see redis.Redis."""
@@ -92,10 +92,11 @@ def _translated() -> Iterator[None]:
         raise ServerError(str(error)) from error
 
 
-def client(url: str, name: str, *, max_connections: int = 256) -> Client:
-    """Return a client for commands that may be repeated; replies are bytes.
+def client(url: str, name: str, *, max_connections: int = 256) -> Any:
+    """Return a Client for commands that may be repeated; replies are bytes.
 
-    A cut connection is repaired and the command sent again, for a few seconds, with jitter.
+    A cut connection is repaired and the command sent again, for a few seconds, with jitter. (It is typed as Any, since
+    redis-py's types speak of its blocking and its asynchronous client at once.)
     """
     return Client.from_url(
         url,
@@ -108,8 +109,8 @@ def client(url: str, name: str, *, max_connections: int = 256) -> Client:
     )
 
 
-def once(url: str, name: str, *, timeout_secs: float = REPLY_TIMEOUT_SECS) -> Client:
-    """Return a client that sends each command once: for pushes, probes and locks."""
+def once(url: str, name: str, *, timeout_secs: float = REPLY_TIMEOUT_SECS) -> Any:
+    """Return a Client that sends each command once: for pushes, probes and locks."""
     return Client.from_url(
         url,
         **_options(url, name),

@@ -384,7 +384,7 @@ class Queue:
         """Push UUIDs to the tail of *name* and return its new length. Not repeated if the connection is cut."""
         length = 0
         for at in range(0, len(entries), 5000):
-            length = int(self._once.rpush(name, *entries[at : at + 5000]))  # type: ignore[arg-type]
+            length = int(self._once.rpush(name, *entries[at : at + 5000]))
         return length
 
     def note(self, claim: Claim, note: Note) -> bool:
@@ -462,10 +462,10 @@ class Queue:
 
         A dead letter that another program made has an empty reason.
         """
-        entries: list[bytes] = self._client.lrange(dead_list(name), start, start + count - 1)  # type: ignore[assignment]
+        entries: list[bytes] = self._client.lrange(dead_list(name), start, start + count - 1)
         if not entries:
             return []
-        whys = self._client.hmget(self._reasons(name), [_dead_field(e) for e in entries])  # type: ignore[arg-type]
+        whys = self._client.hmget(self._reasons(name), [_dead_field(e) for e in entries])
         return [(entry, _decode(why) if why else {}) for entry, why in zip(entries, whys, strict=True)]
 
     def dead_count(self, name: str) -> int:
@@ -508,7 +508,7 @@ class Queue:
 
     def pause(self, chain: str, why: Mapping[str, Any]) -> None:
         """Stop all workers from claiming for *chain*; `why` says the reason and when to try again."""
-        self._client.hset(PAUSED, chain, _encode(dict(why)))  # type: ignore[arg-type]
+        self._client.hset(PAUSED, chain, _encode(dict(why)))
 
     def resume(self, chain: str) -> bool:
         """Let workers claim for *chain* again; False if it was not paused."""
@@ -524,7 +524,7 @@ class Queue:
 
     def server_time(self) -> float:
         """Return the server's clock, in seconds since the epoch: the only clock that hosts share."""
-        secs, micros = self._client.time()  # type: ignore[misc]
+        secs, micros = self._client.time()
         return float(secs) + float(micros) / 1e6
 
     def probe(self) -> None:
@@ -536,7 +536,7 @@ class Queue:
 
     def server_info(self) -> dict[str, Any]:
         """Return what INFO says."""
-        info: dict[str, Any] = self._client.info()  # type: ignore[assignment]
+        info: dict[str, Any] = self._client.info()
         return info
 
     def server_warnings(self) -> list[str]:

@@ -6,7 +6,6 @@ import hashlib
 from importlib.resources import files
 from typing import Any
 
-import redis
 from redis.exceptions import NoScriptError
 
 _FOLDER = files("conserver") / "lua"
@@ -29,12 +28,24 @@ class Script:
         """Return the EVALSHA command, for a Wire."""
         return ("EVALSHA", self.sha, len(keys), *keys, *args)
 
-    def __call__(self, client: redis.Redis, keys: list[Any], args: list[Any]) -> Any:
+    def __call__(self, client: Any, keys: list[Any], args: list[Any]) -> Any:
         """Run on *client*; a server that has forgotten the script is told it again."""
         try:
             return client.evalsha(self.sha, len(keys), *keys, *args)
         except NoScriptError:
             return client.eval(self.text, len(keys), *keys, *args)
+
+    def many(self, client: Any, calls: list[tuple[list[Any], list[Any]]]) -> list[Any]:
+        """Run once for each (keys, args), in one round trip."""
+        pipe = client.pipeline(transaction=False)
+        for keys, args in calls:
+            pipe.evalsha(self.sha, len(keys), *keys, *args)
+        try:
+            results: list[Any] = pipe.execute()
+        except NoScriptError:
+            client.script_load(self.text)
+            return self.many(client, calls)
+        return results
 
 
 CLAIM, SETTLE, NOTE, RECOVER, DUE = (Script(n) for n in ("claim", "settle", "note", "recover", "due"))

@@ -85,18 +85,19 @@ class VconStore:
         A vCon that is not in Redis is fetched from the storages and cached; with *expires* the cached copy goes
         away by itself, since a storage holds it.
         """
+        text: bytes | None
         try:
             text = self._client.get(vcon_key(uuid))
         except ResponseError as error:
             text = self._read_json(uuid, error)
         if text is None:
             text = self._fetch(uuid, expires=expires)
-        if len(text) > self._settings.max_vcon_bytes:  # type: ignore[arg-type]
+        if len(text) > self._settings.max_vcon_bytes:
             raise NotAVcon(
-                f"vCon {uuid} has {len(text):,} bytes, more than CONSERVER_MAX_VCON_BYTES"  # type: ignore[arg-type]
+                f"vCon {uuid} has {len(text):,} bytes, more than CONSERVER_MAX_VCON_BYTES"
                 f" ({self._settings.max_vcon_bytes:,}) allows"
             )
-        return text  # type: ignore[return-value]
+        return text
 
     def _read_json(self, uuid: str, error: ResponseError) -> bytes | None:
         kind = self._client.type(vcon_key(uuid))
@@ -179,23 +180,21 @@ class VconStore:
         keys = [_party_key(kind, value) for kind, value in terms.items()]
         if not keys:
             raise ValueError("find needs at least one of tel, mailto, name")
-        return {uuid.decode() for uuid in self._client.sinter(keys)}  # type: ignore[union-attr]
+        return {uuid.decode() for uuid in self._client.sinter(keys)}
 
     def expire(self, versions: Sequence[tuple[str, str, int]]) -> int:
         """Let each (uuid, digest, seconds) expire if it still is that version; return how many do."""
         if not versions:
             return 0
-        pipe = self._client.pipeline(transaction=False)
-        for uuid, version, secs in versions:
-            pipe.eval(scripts.EXPIRE.text, 1, vcon_key(uuid), version, secs)
-        expiring = [bool(done) for done in pipe.execute()]
+        calls: list[tuple[list[Any], list[Any]]] = [([vcon_key(u)], [version, secs]) for u, version, secs in versions]
+        expiring = scripts.EXPIRE.many(self._client, calls)
         due = {
             uuid: time.time() + max(secs, self._settings.index_expiry_secs)
             for (uuid, _, secs), done in zip(versions, expiring, strict=True)
             if done
         }
         if due:
-            self._client.zadd(_EXPIRING, due)  # type: ignore[arg-type]
+            self._client.zadd(_EXPIRING, due)
         return len(due)
 
     def sweep(self, most: int = 500) -> int:
@@ -212,7 +211,7 @@ class VconStore:
         self._forget(gone)
         later = {uuid: now + ms / 1000 for uuid, ms in left.items() if ms >= 0}
         if later:
-            self._client.zadd(_EXPIRING, later)  # type: ignore[arg-type]
+            self._client.zadd(_EXPIRING, later)
         kept = [uuid for uuid, ms in left.items() if ms == -1]
         if kept:
             self._client.zrem(_EXPIRING, *kept)

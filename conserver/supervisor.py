@@ -251,8 +251,11 @@ class Supervisor:
             if stuck and process.process.is_alive():
                 for entry in stuck:
                     log.error("worker %s is killed: %s does not end and blocks it", process.name, entry.what)
-                process.asked_to_end = True
-                process.culprits = stuck
+                # Who holds the interpreter's lock stops all threads, so several may be late. Only one that is late
+                # alone is the culprit for sure; else quarantine tells, where each runs by itself.
+                if len(stuck) == 1:
+                    process.asked_to_end = True
+                    process.culprits = stuck
                 process.process.kill()
         if self.stopping and now_secs > self._give_up + 2:
             for process in self.processes:

@@ -233,5 +233,5 @@ def exposition(snapshots: Iterable[Snapshot], gauges: Iterable[tuple[Key, float]
             yield from families.values()
 
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector())  # type: ignore[arg-type]
+    registry.register(_Collector())
     return generate_latest(registry)

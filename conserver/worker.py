@@ -354,7 +354,7 @@ def read_through(storages: list[components.Storage], uuid: str) -> dict[str, Any
         if storage.get is None:
             continue
         try:
-            document = storage.get(uuid, storage.options)
+            document: dict[str, Any] | None = storage.get(uuid, storage.options)
         except Exception as error:  # noqa: BLE001  storages are other people's code
             log.warning("storage %r could not read vCon %s: %s", storage.name, uuid, error)
             continue

@@ -201,13 +201,19 @@ def entries(redis: Redis, name: str) -> list[str]:
     return [entry.decode("utf-8", "replace") for entry in redis.lrange(name, 0, -1)]
 
 
+_LEFT = """
+local left = 0
+for _, name in ipairs(ARGV) do
+  left = left + redis.call('LLEN', name) + redis.call('ZCARD', 'conserver:{' .. name .. '}:delayed')
+  for _, what in ipairs({'returned', 'suspects'}) do
+    left = left + redis.call('LLEN', 'conserver:{' .. name .. '}:' .. what)
+  end
+end
+for _, key in ipairs(redis.call('KEYS', 'conserver:*:held:*')) do left = left + redis.call('HLEN', key) end
+return left
+"""
+
+
 def accounted(redis: Redis, lists: list[str]) -> bool:
-    """Say whether nothing is waiting, held or put aside any more in *lists*."""
-    pipe = redis.pipeline(transaction=False)
-    for name in lists:
-        pipe.llen(name)
-        for what in ("returned", "suspects"):
-            pipe.llen(f"conserver:{{{name}}}:{what}")
-        pipe.zcard(f"conserver:{{{name}}}:delayed")
-    held = sum(redis.hlen(key) for key in redis.scan_iter("conserver:*:held:*", count=1000))
-    return not held and not any(pipe.execute())
+    """Say whether nothing is waiting, held or put aside any more in *lists*, all seen in the same instant."""
+    return redis.eval(_LEFT, 0, *lists) == 0

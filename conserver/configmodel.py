@@ -1,0 +1,145 @@
+"""What config.yml says, as frozen models; `conserver.config` makes them from the file.
+
+The fields are the keys of the file, and docs/reference/config.md describes each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from conserver.filters import When
+from conserver.findings import Places
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+_Whole = Annotated[int, BeforeValidator(_no_bool)]
+_Secs = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False)]
+
+
+# Existing configs write 0 for "no limit of its own".
+_Timeout = Annotated[_Secs | None, AfterValidator(lambda secs: secs or None)]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Retry(Model):
+    """Run again, after a pause that doubles each time, instead of making a dead letter at once."""
+
+    attempts: _Whole = Field(ge=1)
+    """Runs in all, the first included."""
+    backoff_secs: _Secs = 10.0
+    max_backoff_secs: _Secs = 600.0
+
+
+class Named(Model):
+    name: str
+
+
+class Component(Named):
+    module: str = Field(min_length=1)
+    options: dict[str, Any] = Field(default_factory=dict, repr=False)
+    pip_name: str | None = None
+    """What the finding `missing-package` tells to install."""
+
+
+class LinkConfig(Component):
+    timeout: _Timeout = None
+    retry: Retry | None = None
+    when: When | None = None
+
+
+class StorageConfig(Component):
+    timeout: _Timeout = None
+    required: bool = False
+    """A failed save fails the chain, instead of going to `DLQ:storage:<name>` beside it."""
+
+
+class TracerConfig(Component):
+    pass
+
+
+class ImportConfig(Named):
+    """A module that is imported before the first vCon."""
+
+    module: str = Field(min_length=1)
+    pip_name: str | None = None
+
+
+class FollowerConfig(Named):
+    """Another conserver whose egress list is pulled."""
+
+    url: str
+    egress_list: str
+    follower_ingress_list: str
+    auth_token: str = Field(repr=False)
+    pulling_interval: _Secs
+    fetch_vcon_limit: _Whole = Field(ge=1)
+
+
+class ChainConfig(Named):
+    links: tuple[str, ...] = ()
+    ingress_lists: tuple[str, ...] = ()
+    egress_lists: tuple[str, ...] = ()
+    storages: tuple[str, ...] = ()
+    tracers: tuple[str, ...] | None = None
+    """None: every tracer of the file."""
+    enabled: bool = True
+    timeout: _Timeout = None
+    weight: _Whole = Field(default=1, ge=1)
+    concurrency: _Whole | None = Field(default=None, ge=1)
+    retry: Retry | None = None
+    pause_after: _Whole = Field(default=10, ge=0)
+    """Equal failures in a row after which the chain pauses; 0: never."""
+    schedule: str | None = None
+
+
+class Config(Model):
+    """What the file says, checked. Frozen and pickle-able: a supervisor hands it to its workers."""
+
+    file: str
+    folder: Path
+    """Of the file; components are imported from here too."""
+    links: dict[str, LinkConfig] = {}
+    storages: dict[str, StorageConfig] = {}
+    tracers: dict[str, TracerConfig] = {}
+    chains: dict[str, ChainConfig] = {}
+    imports: dict[str, ImportConfig] = {}
+    followers: dict[str, FollowerConfig] = {}
+    ingress_auth: dict[str, tuple[str, ...]] = Field(default={}, repr=False)
+    """List -> the keys that `POST /vcon/external-ingress` takes for it."""
+    hooks: dict[str, Any] = Field(default={}, repr=False)
+    waiting: dict[str, str] = {}
+    """Chain -> what it needs that this version lacks. Nobody works on it, and its lists wait."""
+    places: Places = Field(default_factory=Places, repr=False, exclude=True)
+
+    @cached_property
+    def lists(self) -> dict[str, str]:
+        """Ingress list -> the chain that is worked on when a UUID is in it."""
+        owners = {name: chain.name for chain in self.chains.values() if chain.enabled for name in chain.ingress_lists}
+        return {name: chain for name, chain in owners.items() if chain not in self.waiting}
+
+    def chain_of(self, list_name: str) -> str | None:
+        """Name the chain that is worked on when a UUID is in this list.
+
+        None where no chain reads it, and where the chain is switched off or waits for something that is not built.
+        """
+        return self.lists.get(list_name)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash what the file means: a new comment does not change it, a new value of a `${VAR}` does."""
+        content = self.model_dump(mode="json", exclude={"file", "folder"})
+        return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()

@@ -1,0 +1,255 @@
+"""One HTTP exchange within its time and size, to an address that was checked: the lower half of `outbound`.
+
+`send` does the exchange, `_Backend` resolves, checks and connects. The address that was checked is the one that is
+connected to, so a name that changes its mind in between (DNS rebinding) gains nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import ssl
+import threading
+import time
+import urllib.request
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from socket import SOCK_STREAM, getaddrinfo
+from typing import Any
+
+import httpcore
+import httpx
+
+from conserver.errors import OutboundError, OutboundRefused
+from conserver.outbound_policy import OutboundPolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one request may cost. `total_secs` is from the first connect to the last byte, redirects included."""
+
+    connect_secs: float = 5.0
+    read_secs: float = 30.0
+    total_secs: float = 60.0
+    max_bytes: int = 64 * 1024 * 1024
+    max_redirects: int = 5
+
+
+def send(
+    sent: httpx.Request, policy: OutboundPolicy | None, limits: Limits, deadline: float, where: str
+) -> httpx.Response:
+    """Do one exchange: connect, send, and read the whole answer, within the limits."""
+    url = sent.url
+    if url.scheme not in ("http", "https") or not url.host:
+        raise OutboundRefused(f"{where}: {url.scheme or 'no scheme'!r} is not http or https, or there is no host")
+    if url.port is not None and not 0 < url.port < 65536:
+        raise OutboundRefused(f"{where}: there is no port {url.port}")
+    if policy is not None and url.scheme == "http" and not policy.allow_http:
+        raise OutboundRefused(f"{where}: http is not allowed, only https (outbound.allow_http)")
+    sent.headers["accept-encoding"] = "gzip"
+    core = httpcore.Request(
+        method=sent.method,
+        url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+        headers=sent.headers.raw,
+        content=sent.read(),
+        extensions={
+            "timeout": {
+                "connect": limits.connect_secs,
+                "pool": limits.connect_secs,
+                "read": limits.read_secs,
+                "write": limits.read_secs,
+            }
+        },
+    )
+    _time.deadline = deadline
+    try:
+        answer = _pool(policy, _proxy_for(url) if policy is None else None).handle_request(core)
+        try:
+            headers = httpx.Headers(answer.headers)
+            content = _read_body(answer, headers, limits, where)
+        finally:
+            answer.close()
+    except httpcore.LocalProtocolError:
+        # Not chained: its text quotes the header or URL that it refuses, which may be secret.
+        raise OutboundRefused(f"{where}: a header or the URL is not valid in HTTP") from None
+    except _HTTPCORE_ERRORS as error:
+        raise getattr(httpx, type(error).__name__)(str(error), request=sent) from error
+    finally:
+        _time.deadline = None
+    for name in ("content-encoding", "content-length", "transfer-encoding"):
+        headers.pop(name, None)  # they described the bytes on the wire
+    return httpx.Response(answer.status, headers=headers, content=content, request=sent)
+
+
+_HTTPCORE_ERRORS = (
+    *(httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError),
+    *(httpcore.ProxyError, httpcore.UnsupportedProtocol),
+)
+
+
+def _read_body(answer: httpcore.Response, headers: httpx.Headers, limits: Limits, where: str) -> bytes:
+    """Read and unpack an answer; what it unpacks to is bounded as well, chunk by chunk."""
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", "x-gzip", ""):
+        raise OutboundRefused(f"{where}: the answer is packed with {encoding!r}, which was not asked for")
+    unpacker = zlib.decompressobj(31) if "gzip" in encoding else None
+    received = 0
+    body = bytearray()
+    for chunk in answer.iter_stream():
+        received += len(chunk)
+        try:
+            body += chunk if unpacker is None else unpacker.decompress(chunk, limits.max_bytes + 1 - len(body))
+        except zlib.error as error:
+            raise httpcore.RemoteProtocolError(f"the answer is not gzip: {error}") from error
+        if max(received, len(body)) > limits.max_bytes:
+            raise OutboundRefused(f"{where}: the answer is larger than {limits.max_bytes} bytes")
+    if unpacker is not None and received and not unpacker.eof:
+        raise httpcore.RemoteProtocolError("the packed answer ends too early")
+    return bytes(body)
+
+
+def origin(url: httpx.URL) -> str:
+    """Return scheme, host and port; a URL's `netloc` leaves its credentials out."""
+    return f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}"
+
+
+_pools: dict[tuple[OutboundPolicy | None, str | None], httpcore.ConnectionPool] = {}
+_pools_lock = threading.Lock()
+
+
+def _pool(policy: OutboundPolicy | None, proxy: str | None) -> httpcore.ConnectionPool:
+    # One pool a policy: a connection that a laxer one opened must not serve a stricter one.
+    with _pools_lock:
+        if (policy, proxy) not in _pools:
+            _pools[policy, proxy] = _new_pool(policy, proxy)
+        return _pools[policy, proxy]
+
+
+def _new_pool(policy: OutboundPolicy | None, proxy: str | None) -> httpcore.ConnectionPool:
+    shared: dict[str, Any] = {
+        "ssl_context": _tls(),
+        "max_connections": None,  # the threads that wait are the bound
+        "max_keepalive_connections": 64,
+        "keepalive_expiry": 30.0,
+        "network_backend": _Backend(policy),
+    }
+    if proxy is None:
+        return httpcore.ConnectionPool(**shared)
+    url = httpx.URL(proxy if "://" in proxy else f"http://{proxy}")
+    if url.scheme not in ("http", "https"):
+        raise OutboundError(f"the proxy of the environment is a {url.scheme} one; only http and https are supported")
+    login = (url.username, url.password) if url.userinfo else None
+    tls = _tls() if url.scheme == "https" else None
+    return httpcore.HTTPProxy(proxy_url=origin(url), proxy_auth=login, proxy_ssl_context=tls, **shared)
+
+
+@atexit.register
+def close_connections() -> None:
+    """Close the connections that are kept for further requests."""
+    with _pools_lock:
+        for pool in _pools.values():
+            pool.close()
+        _pools.clear()
+
+
+@functools.lru_cache(maxsize=1)
+def _tls() -> ssl.SSLContext:
+    return httpx.create_ssl_context()
+
+
+def _proxy_for(url: httpx.URL) -> str | None:
+    """Return the proxy that the environment names for a trusted URL.
+
+    Untrusted URLs go without: behind a proxy, somebody else would resolve the name that we have to check.
+    """
+    if url.host == "localhost" or url.host.startswith("127.") or url.host == "::1":
+        return None
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    return proxy if proxy and not urllib.request.proxy_bypass(url.host) else None
+
+
+class _Time(threading.local):
+    deadline: float | None = None
+
+    def left(self, secs: float | None, too_late: type[Exception]) -> float | None:
+        if self.deadline is None:
+            return secs
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise too_late("the time for the whole request is over")
+        return left if secs is None else min(secs, left)
+
+
+# Of the exchange that this thread is in. httpcore has time-outs for each step, but a server that sends a byte now and
+# then never meets one of them; so every step is also told how much is left of the whole.
+_time = _Time()
+
+
+class _Backend(httpcore.NetworkBackend):
+    """Resolves a name, keeps the addresses that the policy admits, and connects to exactly those."""
+
+    def __init__(self, policy: OutboundPolicy | None) -> None:
+        self._policy = policy
+        self._sockets = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        addresses = resolve(host, port)
+        if self._policy is not None:
+            addresses = [address for address in addresses if self._policy.admits(host, address)]
+            if not addresses:
+                raise OutboundRefused(
+                    f"{host}: this host has no public address, and the URL comes from outside; "
+                    "if it may be reached, list it under outbound.allow_private"
+                )
+        failure: Exception | None = None
+        for address in addresses:
+            try:
+                left = _time.left(timeout, httpcore.ConnectTimeout)
+                return _Stream(self._sockets.connect_tcp(address, port, left, local_address, socket_options))
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+        raise failure or httpcore.ConnectError(f"{host} has no address")
+
+
+class _Stream(httpcore.NetworkStream):
+    """A connection whose every step ends when the time of the whole exchange does."""
+
+    def __init__(self, stream: httpcore.NetworkStream) -> None:
+        self._stream = stream
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, _time.left(timeout, httpcore.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        for start in range(0, len(buffer), 16384):  # in pieces, so that a slow reader is noticed in between
+            self._stream.write(buffer[start : start + 16384], _time.left(timeout, httpcore.WriteTimeout))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        left = _time.left(timeout, httpcore.ConnectTimeout)
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, left))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+def resolve(host: str, port: int) -> list[str]:
+    """Return the addresses of a host, in the order in which to try them."""
+    try:
+        found = getaddrinfo(host, port, type=SOCK_STREAM)
+    except (OSError, ValueError) as error:
+        raise httpcore.ConnectError(f"cannot resolve {host}: {error}") from error
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))

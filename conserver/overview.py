@@ -1,0 +1,144 @@
+"""What `conserver status` shows: server, config, hosts, lists, pauses. Reads only, and works when nothing runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+
+from conserver import connection
+from conserver.config import Config, load_config
+from conserver.lease import HOSTS, host_key
+from conserver.queue import Queue
+from conserver.server import Server
+from conserver.settings import Settings
+from conserver.worker import chains_of
+
+_COLUMNS = ("waiting", "returned", "delayed", "suspects", "held", "dead", "parked")
+
+
+def collect(server: Server, settings: Settings) -> dict[str, Any]:
+    """Return everything as plain values; its members are described in docs/reference/cli.md."""
+    queue = Queue(server.url, "status")
+    config, findings = load_config(settings.config_file)
+    errors = [str(finding) for finding in findings if finding.level == "error"]
+    egress = {name for chain in config.chains.values() for name in chain.egress_lists} if config else set()
+    read = dict(config.lists) if config else {}
+    depths = queue.depths([*read, *sorted({*queue.lists(), *egress, *_idle_lists(config)} - read.keys())])
+    return {
+        "server": {
+            "address": connection.address(server.url),
+            "embedded": server.embedded is not None,
+            "what": server.describe(queue.server_info()),
+            "warnings": queue.server_warnings(),
+        },
+        "config": {
+            "file": str(settings.config_file),
+            "errors": errors,
+            "chains": list(chains_of(config, settings)) if config else [],
+        },
+        "hosts": _hosts(server.url),
+        "lists": [
+            {"list": name, "chain": read.get(name), "egress": name in egress, **asdict(depth)}
+            for name, depth in depths.items()
+            if name in read or any(asdict(depth).values())
+        ],
+        "storages": [
+            {"storage": name, "dead": queue.dead_count(f"storage:{name}")} for name in (config.storages if config else ())
+        ],
+        "paused": queue.paused(),
+        "server_time": queue.server_time(),
+    }
+
+
+def _idle_lists(config: Config | None) -> set[str]:
+    return {name for chain in config.chains.values() for name in chain.ingress_lists} if config else set()
+
+
+def _hosts(url: str) -> list[dict[str, Any]]:
+    client = connection.client(url, "status")
+    hosts = sorted(host.decode() for host in client.smembers(HOSTS))
+    said: Sequence[bytes | None] = client.mget([host_key(host) for host in hosts]) if hosts else []
+    return [
+        {"host": host, "alive": what is not None, **(msgspec.json.decode(what) if what else {})}
+        for host, what in zip(hosts, said, strict=True)
+    ]
+
+
+def lines(overview: dict[str, Any], command: str) -> Iterator[str]:
+    """Yield what `collect` returned as text; *command* is how a person calls this program."""
+    yield f"server  {overview['server']['what']}"
+    yield from (f"        warning: {warning}" for warning in overview["server"]["warnings"])
+    config = overview["config"]
+    errors = config["errors"]
+    yield f"config  {config['file']}: {f'{len(errors)} errors, {errors[0]}' if errors else 'no errors'}"
+    hosts = overview["hosts"]
+    if not any(host["alive"] for host in hosts):
+        yield f"hosts   no conserver runs; '{command} run' starts one"
+    for host in hosts:
+        yield from _host_lines(host)
+    for chain, why in overview["paused"].items():
+        yield from _pause_lines(chain, why, overview["server_time"], command)
+    yield from _list_lines(overview["lists"])
+    for storage in overview["storages"]:
+        if storage["dead"]:
+            name = storage["storage"]
+            yield f"storage {name!r} could not save {storage['dead']} vCons; '{command} dlq replay {name}' tries again"
+
+
+def _host_lines(host: dict[str, Any]) -> Iterator[str]:
+    if not host["alive"]:
+        yield f"host    {host['host']}: no sign of life; what its workers hold is being recovered"
+        return
+    about = ", ".join(
+        text
+        for text, shown in (
+            (f"pid {host.get('pid')}", "pid" in host),
+            (f"metrics on 127.0.0.1:{host.get('metrics_port')}", host.get("metrics_port")),
+            (f"chains {', '.join(host.get('chains', ()))}", host.get("chains")),
+            ("draining", host.get("stopping")),
+        )
+        if shown
+    )
+    yield f"host    {host['host']}: {about or 'starting'}"
+    if (host.get("config") or {}).get("error"):
+        yield f"        its config file is broken and the one before is in force: {host['config']['error']}"
+    for worker in host.get("workers", ()):
+        kind = "quarantine" if worker["quarantine"] else "worker"
+        yield f"        {kind} {worker['name'].rpartition(':')[2]} (pid {worker['pid']}): {len(worker['running'])} in hand"
+        for run in worker["running"]:
+            left = f", {run['seconds_left']:.0f} s left" if "seconds_left" in run else ""
+            yield f"          {run['vcon']} of {run['list']}: {run['what'] or 'starting'}{left}"
+
+
+def _pause_lines(chain: str, why: dict[str, Any], server_time: float, command: str) -> Iterator[str]:
+    since = f" since {why['since']}" if why.get("since") else ""
+    yield f"paused  chain {chain!r}{since}: {why.get('reason') or 'no reason given'}"
+    if why.get("retry_at"):
+        yield f"        tried again in {max(0, why['retry_at'] - server_time):.0f} s; '{command} resume {chain}' does it now"
+    else:
+        yield f"        until '{command} resume {chain}'"
+
+
+def _list_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    if not rows:
+        return
+    # What is hardly ever there does not take a column away from the rest.
+    columns = [c for c in _COLUMNS if c in ("waiting", "held", "dead") or any(row[c] for row in rows)]
+    table = [["list", "chain", *columns]]
+    for row in rows:
+        chain = row["chain"] or ("(egress)" if row["egress"] else "(none)")
+        table.append([row["list"], chain, *(f"{row[column]:,}" for column in columns)])
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    yield ""
+    for line in table:
+        names = [text.ljust(width) for text, width in zip(line[:2], widths, strict=False)]
+        yield "  ".join([*names, *(t.rjust(w) for t, w in zip(line[2:], widths[2:], strict=True))])
+    yield ""
+    for row in rows:
+        if row["chain"] is None and not row["egress"]:
+            yield f"no chain reads list {row['list']!r}: what is in it waits"
+
+

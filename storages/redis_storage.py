@@ -1,0 +1,101 @@
+"""Keep vCons in a Redis-compatible server, apart from the copies that the conserver works on.
+
+One key a vCon, `<prefix>:<uuid>`, with its JSON text and an expiry. Without `redis_url` it is the conserver's own
+server, which is then no second place but only a longer life: the copy survives the expiry of the one that is worked on,
+not the loss of the server.
+
+A server that does not answer is a StorageError within half a minute.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from redis.exceptions import RedisError
+
+from conserver import StorageError, Vcon, connection, vcons
+from conserver.errors import ServerError
+
+
+class Options(BaseModel):
+    """Where, and for how long."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    redis_url: SecretStr | None = Field(
+        default=None,
+        description="The server, as `redis://`, `rediss://` or `unix://`; without it, the conserver's own.",
+    )
+    prefix: str = Field(default="vcon_storage", min_length=1, description="What the keys begin with, before the colon.")
+    expires: int | None = Field(default=604800, ge=0, description="Life of a copy in seconds; 0 or null: for ever.")
+
+    @field_validator("prefix")
+    @classmethod
+    def _not_ours(cls, prefix: str) -> str:
+        if prefix == "vcon":
+            raise ValueError("must not be 'vcon': these keys hold the vCons that are being worked on")
+        return prefix
+
+    @model_validator(mode="after")
+    def _is_url(self) -> "Options":
+        # Of the whole, not of the one field: what is wrong with a field is told with its value, password and all.
+        try:
+            parts = urlsplit(self.redis_url.get_secret_value() if self.redis_url is not None else "redis://")
+            known = parts.scheme in ("redis", "rediss", "unix") and parts.port != 0
+        except ValueError:
+            known = False
+        if not known:
+            raise ValueError(
+                "redis_url must be redis://, rediss:// or unix:// with a host; in a password, write / as %2F and @ as %40"
+            )
+        return self
+
+
+def save(vcon_uuid: str, opts: Options) -> None:
+    """Write the vCon over what is there, and start its expiry anew."""
+    text = vcons.get(vcon_uuid).to_bytes()
+    with _server("save", opts) as client:
+        client.set(_key(vcon_uuid, opts), text, ex=opts.expires or None)
+
+
+def get(vcon_uuid: str, opts: Options) -> dict[str, Any] | None:
+    """Return the stored vCon, or None if there is none."""
+    with _server("read", opts) as client:
+        text = client.get(_key(vcon_uuid, opts))
+    return None if text is None else Vcon.parse(text, migrate=False).document
+
+
+def delete(vcon_uuid: str, opts: Options) -> bool:
+    """Delete the stored vCon; False if there was none."""
+    with _server("delete", opts) as client:
+        return bool(client.delete(_key(vcon_uuid, opts)))
+
+
+def ping(opts: Options) -> None:
+    """Raise StorageError if the server does not answer."""
+    with _server("ping", opts) as client:
+        client.ping()
+
+
+def _key(vcon_uuid: str, opts: Options) -> str:
+    return f"{opts.prefix}:{vcon_uuid}"
+
+
+@contextmanager
+def _server(action: str, opts: Options) -> Iterator[Any]:
+    url = opts.redis_url.get_secret_value() if opts.redis_url else os.environ.get("REDIS_URL", "")
+    if not url:
+        raise StorageError("redis_storage knows no server: set its option redis_url, or REDIS_URL in the environment")
+    try:
+        yield _client(url)
+    except (RedisError, ServerError) as error:
+        raise StorageError(f"cannot {action}: server at {connection.address(url)}: {error}") from error
+
+
+@cache
+def _client(url: str) -> Any:
+    return connection.client(url, "redis_storage")
