@@ -31,6 +31,7 @@ from conserver.configmodel import (
 from conserver.filters import When
 from conserver.findings import Finding, Findings, did_you_mean, has_errors, shown
 from conserver.findings import Path as Where
+from conserver.outbound_policy import OutboundPolicy
 from conserver.yamlnodes import read_yaml
 
 __all__ = [
@@ -137,8 +138,23 @@ class _Builder:
             followers=self._components("followers", "follower", FollowerConfig),
             ingress_auth=self._ingress_auth(),
             hooks=self._section("hooks"),
+            outbound=self._outbound(),
             places=self._findings.places,
         )
+
+    def _outbound(self) -> OutboundPolicy:
+        fields = {key: value for key, value in self._section("outbound").items() if value is not None}
+        known = list(OutboundPolicy.model_fields)
+        for key in sorted(fields.keys() - known):
+            message = f"outbound has an unknown field {key!r}{did_you_mean(key, known)}"
+            self._findings.key("unknown-field", ("outbound", key), message)
+            del fields[key]
+        try:
+            return OutboundPolicy(**fields)
+        except ValidationError as error:
+            for problem in error.errors(include_url=False):
+                self._note("outbound", ("outbound",), fields, problem)
+        return OutboundPolicy()
 
     def _section(self, section: str) -> dict[str, Any]:
         raw = self._root.get(section)

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from conserver.filters import When
 from conserver.findings import Places
+from conserver.outbound_policy import OutboundPolicy
 
 
 def _no_bool(value: Any) -> Any:
@@ -121,6 +122,8 @@ class Config(Model):
     ingress_auth: dict[str, tuple[str, ...]] = Field(default={}, repr=False)
     """List -> the keys that `POST /vcon/external-ingress` takes for it."""
     hooks: dict[str, Any] = Field(default={}, repr=False)
+    outbound: OutboundPolicy = Field(default_factory=OutboundPolicy)
+    """What URLs that come from vCons and API clients may reach."""
     waiting: dict[str, str] = {}
     """Chain -> what it needs that this version lacks. Nobody works on it, and its lists wait."""
     places: Places = Field(default_factory=Places, repr=False, exclude=True)

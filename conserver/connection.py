@@ -38,7 +38,10 @@ REPLY_TIMEOUT_SECS = 10.0
 #: Errors by which a server says "not now" rather than "not this": nobody's dead letter.
 #: MISCONF: it cannot write its disk. NOREPLICAS, MASTERDOWN, CLUSTERDOWN: its neighbours are gone.
 #: NOPERM: a command is denied, for everybody alike, until an operator allows it.
-_NOT_NOW = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "LOADING", "READONLY", "OOM", "NOPERM", "NOAUTH")
+_NOT_NOW = (
+    *("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "LOADING", "READONLY", "OOM", "NOAUTH"),
+    *("NOPERM", "ACL failure"),
+)
 
 Command = Sequence[Any]
 
@@ -49,8 +52,13 @@ def is_server_error(error: BaseException) -> bool:
         return True
     if isinstance(error, BusyLoadingError | TryAgainError):
         return True
-    # Inside a script the code of the error stands behind ours, as in "ERR ... OOM command not allowed".
-    return isinstance(error, ResponseError) and any(code in str(error)[:200] for code in _NOT_NOW)
+    return isinstance(error, ResponseError) and is_not_now(str(error))
+
+
+def is_not_now(words: str) -> bool:
+    """Say whether a server's refusal means that it refuses everybody for now."""
+    # Inside a script the code of the error may stand behind ours, as in "ERR ... OOM command not allowed".
+    return any(code in words[:200] for code in _NOT_NOW)
 
 
 def _options(url: str, name: str) -> dict[str, Any]:

@@ -112,9 +112,9 @@ def _alone(data_dir: Path) -> Iterator[None]:
         pid = os.pread(file, 20, 0).decode().strip()
         os.close(file)
         raise RunsAlready(
-            f"conserver runs already (pid {pid or 'not known yet'}) on data folder {data_dir}: '{command()} status' says "
-            f"what it does; Ctrl-C where it runs, or 'kill {pid or 'PID'}', ends it; for another one beside it, set "
-            "CONSERVER_DATA_DIR to another folder"
+            f"conserver runs already (pid {pid or 'not known yet'}) on data folder {data_dir}: '{command()} status' "
+            f"says what it does; Ctrl-C where it runs, or 'kill {pid or 'PID'}', ends it; for another one beside it, "
+            "set CONSERVER_DATA_DIR to another folder"
         ) from None
     except OSError as error:
         os.close(file)

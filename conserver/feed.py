@@ -1,4 +1,4 @@
-"""Feeding a list: vCons of files go into the store and their UUIDs to the list, in the order in which they are given."""
+"""Feeding a list: vCons of files go into the store, and their UUIDs to the list in the order they are given."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from pathlib import Path
 
 from redis.exceptions import ResponseError
 
-from conserver.config import Config
 from conserver.errors import NotAVcon, ServerError
-from conserver.findings import did_you_mean
 from conserver.queue import Queue
 from conserver.store import VconStore
 from conserver.vcon import Vcon, VconFinding, validate
@@ -91,15 +89,3 @@ def _stored(store: VconStore, name: str, max_bytes: int, *, replace: bool) -> Fe
     except NotAVcon as error:
         return Fed(name, refused=str(error))
     return Fed(name, str(vcon.uuid), stored, findings=tuple(validate(vcon.document)))
-
-
-def nobody_reads(config: Config, list_name: str) -> str | None:
-    """Say why what is pushed to *list_name* will wait there, or return None if a chain reads it."""
-    if config.chain_of(list_name) is not None:
-        return None
-    for chain in config.chains.values():
-        if list_name in chain.ingress_lists:
-            why = config.waiting.get(chain.name) or "it is not enabled"
-            return f"chain {chain.name!r} reads list {list_name!r}, but is not worked on ({why}); its vCons wait"
-    hint = did_you_mean(list_name, config.lists)
-    return f"no chain of {config.file} reads list {list_name!r}, so what is in it waits{hint}"

@@ -46,7 +46,8 @@ def collect(server: Server, settings: Settings) -> dict[str, Any]:
             if name in read or any(asdict(depth).values())
         ],
         "storages": [
-            {"storage": name, "dead": queue.dead_count(f"storage:{name}")} for name in (config.storages if config else ())
+            {"storage": name, "dead": queue.dead_count(f"storage:{name}")}
+            for name in (config.storages if config else ())
         ],
         "paused": queue.paused(),
         "server_time": queue.server_time(),
@@ -107,8 +108,9 @@ def _host_lines(host: dict[str, Any]) -> Iterator[str]:
         yield f"        its config file is broken and the one before is in force: {host['config']['error']}"
     for worker in host.get("workers", ()):
         kind = "quarantine" if worker["quarantine"] else "worker"
-        yield f"        {kind} {worker['name'].rpartition(':')[2]} (pid {worker['pid']}): {len(worker['running'])} in hand"
-        for run in worker["running"]:
+        running = worker["running"]
+        yield f"        {kind} {worker['name'].rpartition(':')[2]} (pid {worker['pid']}): {len(running)} in hand"
+        for run in running:
             left = f", {run['seconds_left']:.0f} s left" if "seconds_left" in run else ""
             yield f"          {run['vcon']} of {run['list']}: {run['what'] or 'starting'}{left}"
 
@@ -117,7 +119,8 @@ def _pause_lines(chain: str, why: dict[str, Any], server_time: float, command: s
     since = f" since {why['since']}" if why.get("since") else ""
     yield f"paused  chain {chain!r}{since}: {why.get('reason') or 'no reason given'}"
     if why.get("retry_at"):
-        yield f"        tried again in {max(0, why['retry_at'] - server_time):.0f} s; '{command} resume {chain}' does it now"
+        secs = max(0, why["retry_at"] - server_time)
+        yield f"        tried again in {secs:.0f} s; '{command} resume {chain}' does it now"
     else:
         yield f"        until '{command} resume {chain}'"
 
@@ -140,5 +143,3 @@ def _list_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     for row in rows:
         if row["chain"] is None and not row["egress"]:
             yield f"no chain reads list {row['list']!r}: what is in it waits"
-
-

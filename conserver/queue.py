@@ -269,9 +269,13 @@ class Session:
                 trip.trouble = self._refusal(reply)
                 continue
             for row, result in zip(rows, reply, strict=True):
-                trip.results[row] = result if isinstance(result, int) else result.decode("utf-8", "replace")
                 if isinstance(result, int):
+                    trip.results[row] = result
                     self._held[name].discard(settlements[row].claim.seq)
+                elif connection.is_not_now(words := result.decode("utf-8", "replace")):
+                    trip.trouble = ServerError(f"server at {self._wire.address}: {words}")
+                else:
+                    trip.results[row] = words
         for name, reply in zip(wanted, replies[len(by_list) :], strict=True):
             if reply is None:
                 trip.trouble = NotAMember(f"worker {self.worker} was taken for dead and may not claim from {name!r}")

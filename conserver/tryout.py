@@ -200,11 +200,9 @@ def _text(store: VconStore, uuid: str) -> str:
 
 
 def _difference(uuid: str, before: str, after: str) -> list[str]:
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), uuid, uuid, "before", "after", "", n=2)
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), uuid, uuid, "before", "after", 2, "")
     return [_cut(line) for line in lines]
 
 
 def _cut(line: str) -> str:
     return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}… ({len(line):,} characters)"
-
-

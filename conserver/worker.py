@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from conserver import components, telemetry
+from conserver import components, outbound, telemetry
 from conserver.board import Board
 from conserver.chain import Chain, Outcome, Run
 from conserver.config import Config
@@ -334,17 +334,31 @@ class Worker:
 
 
 def load(config: Config, settings: Settings) -> tuple[dict[str, Chain], list[components.Storage]]:
-    """Import what the chains of this host need; a chain that cannot be imported is reported and left out."""
+    """Import what the chains of this host need; a chain that cannot be imported is reported and left out.
+
+    Storages that no chain here uses are read from as well, so they are imported if they can be.
+    """
     components.use_folder(config.folder)
+    components.load_imports(config)
+    outbound.configure(config.outbound)
+    storages: dict[str, components.Storage] = {}
+    broken: dict[str, ConfigError] = {}
+    for name, storage in config.storages.items():
+        try:
+            storages[name] = components.load_storage(storage)
+        except ConfigError as error:
+            broken[name] = error
     chains: dict[str, Chain] = {}
-    storages = {name: components.load_storage(storage) for name, storage in config.storages.items()}
     for name in chains_of(config, settings):
         chain = config.chains[name]
         try:
             links = [components.load_link(config.links[link]) for link in chain.links]
+            for storage_name in chain.storages:
+                if storage_name in broken:
+                    raise broken[storage_name]
             chains[name] = Chain(chain, links, [storages[storage] for storage in chain.storages], settings)
         except ConfigError as error:
-            log.error("chain %r is not worked on: %s", name, error)
+            log.error("chain %r is not worked on, its lists wait: %s", name, error)
     return chains, list(storages.values())
 
 

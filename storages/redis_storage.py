@@ -50,7 +50,7 @@ class Options(BaseModel):
             known = False
         if not known:
             raise ValueError(
-                "redis_url must be redis://, rediss:// or unix:// with a host; in a password, write / as %2F and @ as %40"
+                "redis_url must be redis://, rediss:// or unix:// with a host; a password has %2F for / and %40 for @"
             )
         return self
 

@@ -58,7 +58,13 @@ class Host:
     """One supervisor with its workers, in a folder of its own."""
 
     def __init__(
-        self, folder: Path, url: str, config: dict[str, Any] | None = None, *, links: dict[str, str] | None = None, **env: object
+        self,
+        folder: Path,
+        url: str,
+        config: dict[str, Any] | None = None,
+        *,
+        links: dict[str, str] | None = None,
+        **env: object,
     ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)

@@ -609,3 +609,18 @@ def test_only_a_slip_of_an_ingress_list_is_worth_a_warning(tmp_path: Path, egres
     told = found(tmp_path, text + "b: {links: [], ingress_lists: [analysis]}}")
 
     assert any("egress-without-consumer" in line for line in told) is warned
+
+
+def test_outbound_says_what_urls_of_vcons_may_reach(tmp_path: Path) -> None:
+    """The section becomes the policy, and what it does not know or cannot mean is found."""
+    (tmp_path / "good.yml").write_text("outbound: {allow_private: [10.1.0.0/16, audio.local], allow_file: true}\n")
+    config, findings = load_config(tmp_path / "good.yml", {})
+
+    assert findings == []
+    assert config is not None
+    assert config.outbound.admits("audio.local", "192.168.1.5")
+    assert not config.outbound.admits("other.local", "192.168.1.5")
+    assert found(tmp_path, "outbound: {allow_privat: [a], allow_private: 5}\n") == [
+        "1:12: warning[unknown-field] outbound has an unknown field 'allow_privat'; did you mean 'allow_private'?",
+        "1:46: error[wrong-type] outbound: allow_private must be a list, not 5",
+    ]

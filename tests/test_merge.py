@@ -161,7 +161,10 @@ def test_a_value_of_another_type_is_a_change():
     """1, 1.0 and true are equal in Python and different in JSON."""
     base = vcon(flag=1)
 
-    assert merge(base, changed(base, lambda d: d.update(x=1)), changed(base, lambda d: d.update(flag=True)))["flag"] is True
+    assert (
+        merge(base, changed(base, lambda d: d.update(x=1)), changed(base, lambda d: d.update(flag=True)))["flag"]
+        is True
+    )
 
 
 def test_identical_changes_are_no_conflict():
@@ -204,10 +207,12 @@ def test_entries_that_only_look_alike_are_two():
     """The same index may mean two dialogs: then the analyses are different ones."""
     base = vcon()
     theirs = changed(
-        base, lambda d: (d["dialog"].append({"type": "text", "body": "t"}), d["analysis"].append(analysis("a", dialog=1)))
+        base,
+        lambda d: (d["dialog"].append({"type": "text", "body": "t"}), d["analysis"].append(analysis("a", dialog=1))),
     )
     mine = changed(
-        base, lambda d: (d["dialog"].append({"type": "text", "body": "m"}), d["analysis"].append(analysis("a", dialog=1)))
+        base,
+        lambda d: (d["dialog"].append({"type": "text", "body": "m"}), d["analysis"].append(analysis("a", dialog=1))),
     )
 
     merged = merge(base, theirs, mine)
@@ -246,12 +251,12 @@ def test_tags_merge_as_a_set(body):
 
 
 def test_a_removed_tag_is_gone():
-    """A tag that one side removed does not come back from the other."""
+    """A tag that either side removed does not come back from the other."""
     base = vcon(attachments=[{"purpose": "tags", "encoding": "json", "body": ["a:1", "b:2"]}])
     theirs = changed(base, lambda d: d["attachments"][0].update(body=["b:2", "c:3"]))
-    mine = changed(base, lambda d: d["attachments"][0].update(body=["a:1", "b:2", "d:4"]))
+    mine = changed(base, lambda d: d["attachments"][0].update(body=["a:1", "d:4"]))
 
-    assert Vcon(merge(base, theirs, mine)).tags == ["b:2", "c:3", "d:4"]
+    assert Vcon(merge(base, theirs, mine)).tags == ["c:3", "d:4"]
 
 
 def test_tags_attachments_that_both_created_become_one():
@@ -317,6 +322,17 @@ def test_removing_and_reordering_is_a_conflict(change, pointer):
     broken = changed(base, change)
 
     assert pointer in conflict(base, other, broken)
+
+
+def test_entries_that_changed_places_are_a_conflict_however_alike():
+    """Two analyses of one kind that swap their places, or one that leaves while another comes, are told."""
+    base = vcon(analysis=[analysis("v", body="a"), analysis("v", body="b")])
+    other = changed(base, lambda d: d.update(subject="s"))
+    swapped = changed(base, lambda d: d["analysis"].reverse())
+    shifted = changed(base, lambda d: d.update(analysis=[*d["analysis"][1:], analysis("v", body="c")]))
+
+    assert "/analysis/0 was removed, moved or replaced" in conflict(base, other, swapped)
+    assert "/analysis/1 was removed, moved or replaced" in conflict(base, other, shifted)
 
 
 @pytest.mark.parametrize(
@@ -405,6 +421,25 @@ def test_a_second_save_finds_its_own_entries_behind_those_of_the_other():
     assert [party["name"] for party in merged["parties"]] == ["Alice", "Bob", "T", "M"]
     assert merged["dialog"][1]["parties"] == [3]
     assert merged["analysis"] == [analysis("t1"), analysis("m1", product="p")]
+
+
+def test_a_second_save_does_not_take_a_likeness_for_its_own():
+    """Two entries that differ only in an index are told apart by what it points to."""
+    start = vcon()
+    mine_1 = changed(
+        start,
+        lambda d: (d["dialog"].append({"type": "text", "body": "m"}), d["analysis"].append(analysis("a", dialog=1))),
+    )
+    theirs = changed(
+        start,
+        lambda d: (d["dialog"].append({"type": "text", "body": "t"}), d["analysis"].append(analysis("a", dialog=1))),
+    )
+    stored = merge(start, theirs, mine_1)
+    mine_2 = changed(mine_1, lambda d: d["analysis"][0].update(product="p"))
+
+    merged = merge(mine_1, stored, mine_2)
+
+    assert merged["analysis"] == [analysis("a", dialog=1), analysis("a", dialog=2, product="p")]
 
 
 def test_an_entry_that_cannot_be_told_apart_is_a_conflict_only_when_needed():

@@ -192,7 +192,7 @@ def test_a_second_run_that_adds_something_is_told():
 
 def test_a_second_run_that_pushes_elsewhere_is_told():
     """The pushes of two runs are the same."""
-    with pytest.raises(AssertionError, match="link_of_test: pushes of a second run: .*run_2.*, of the first: .*run_1"):
+    with pytest.raises(AssertionError, match=r"link_of_test: pushes of a second run: .*run_2.*, of the first: .*run_1"):
         run_link("link_of_test", {"mode": "push"}, times=2)
 
 

@@ -440,7 +440,11 @@ SHA = "M5tMhHrAZNSG-FdyROznijRXmBZJIWOlxBk5XytyPXp4rj6moY0s4hLivFtR6xv6OqL11bfZ_
         ),
         ("analysis", {"body": {"a": 1}, "encoding": "none"}, {"body": {"a": 1}, "encoding": "json"}),
         ("analysis", {"body": "text"}, {"body": "text", "encoding": "none"}),
-        ("dialog", {"body": "hi", "mediatype": "text/plain"}, {"body": "hi", "mediatype": "text/plain", "encoding": "none"}),
+        (
+            "dialog",
+            {"body": "hi", "mediatype": "text/plain"},
+            {"body": "hi", "mediatype": "text/plain", "encoding": "none"},
+        ),
         (
             "dialog",
             {"body": "AAEC", "mediatype": "audio/x-wav"},
@@ -489,17 +493,21 @@ def test_migration_says_what_it_did():
     ]
 
 
-old_names = st.sampled_from(
-    "vcon group redacted amended appended must_support critical created_at parties dialog analysis attachments start "
-    "mimetype mediatype alg signature content_hash body encoding type purpose transcript vendor_schema schema "
-    "session_id party_history event dtmf button time transfer-target transfer_target uuid".split()
+old_names_text = (
+    "vcon group redacted amended appended must_support critical created_at parties dialog analysis "
+    "attachments start mimetype mediatype alg signature content_hash body encoding type purpose "
+    "transcript vendor_schema schema session_id party_history event dtmf button time transfer-target "
+    "transfer_target uuid"
 )
+old_names = st.sampled_from(old_names_text.split())
 old_values = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
-    | st.sampled_from(["0.0.1", "SHA-512", "none", "json", "dtmfup", "2025-01-01", "text/plain", "recording", "", "AAA="])
+    | st.sampled_from(
+        ["0.0.1", "SHA-512", "none", "json", "dtmfup", "2025-01-01", "text/plain", "recording", "", "AAA="]
+    )
     | anything,
     lambda values: st.lists(values, max_size=3) | st.dictionaries(old_names, values, max_size=5),
     max_leaves=25,
@@ -689,7 +697,10 @@ def test_lists_can_be_replaced():
     for name in ("parties", "dialog", "analysis", "attachments"):
         setattr(vcon, name, [{"name": name}])
 
-    assert vcon.document == {"uuid": UUID, **{n: [{"name": n}] for n in ("parties", "dialog", "analysis", "attachments")}}
+    assert vcon.document == {
+        "uuid": UUID,
+        **{n: [{"name": n}] for n in ("parties", "dialog", "analysis", "attachments")},
+    }
 
 
 def test_a_sealed_vcon_takes_no_entries():

@@ -68,9 +68,7 @@ def test_three_writers_of_one_vcon_lose_nothing(tmp_path: Path, redis: Redis, se
             host.close()
 
 
-def test_a_host_that_was_stopped_past_its_lease_changes_nothing_any_more(
-    tmp_path: Path, redis: Redis, server_url: str
-):
+def test_a_host_that_was_stopped_past_its_lease_changes_nothing_any_more(tmp_path: Path, redis: Redis, server_url: str):
     """SIGSTOP a supervisor and its workers past the lease, let another finish, SIGCONT: one delivery, one analysis."""
     config = {
         "links": {"slow": {"module": "links.analyst", "options": {"sleep": 1.0}}},

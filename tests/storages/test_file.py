@@ -128,6 +128,27 @@ def test_a_vcon_is_found_by_its_link_without_a_look_at_the_days(save, monkeypatc
     assert found["uuid"] == UUID
 
 
+def test_a_vcon_of_the_day_in_its_uuid_needs_no_link(save, tmp_path, monkeypatch):
+    """UUIDs of versions 7 and 8 say where to look, so such a vCon is one file and nothing more."""
+    opts = save("2024-07-17T12:00:00Z")
+    monkeypatch.setattr(os, "listdir", None)
+
+    found = file.get(UUID, opts)
+
+    assert found["uuid"] == UUID
+    assert files_in(tmp_path) == [f"2024/07/17/{UUID}.json"]
+    assert not (tmp_path / ".lookup").exists()
+
+
+def test_a_vcon_may_move_to_the_day_in_its_uuid_and_back(save, tmp_path):
+    """The link comes and goes with the need for it."""
+    for created_at in ("2024-07-17T12:00:00Z", "2024-05-06T00:00:00Z", "2024-07-17T12:00:00Z"):
+        opts = save(created_at)
+
+        assert file.get(UUID, opts)["created_at"] == created_at
+        assert files_in(tmp_path) == [f"{created_at[:10].replace('-', '/')}/{UUID}.json"]
+
+
 def test_a_lost_lookup_folder_costs_time_but_no_vcon(save, tmp_path):
     """Without the links, the days are searched."""
     opts = save()
@@ -207,10 +228,11 @@ def test_a_failure_leaves_the_old_file_and_no_other(save, tmp_path, monkeypatch,
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    if stage == "write":
-        monkeypatch.setattr(os, "fchmod", full)
-    else:
-        monkeypatch.setattr(os, stage, full)
+    def half(descriptor, data, write=os.write):
+        monkeypatch.setattr(os, "write", full)
+        return write(descriptor, data[:20])
+
+    monkeypatch.setattr(os, stage, half if stage == "write" else full)
     with pytest.raises(StorageError, match=r"cannot write .*\.json: No space left on device; make room on that disk"):
         save(subject="after")
     monkeypatch.undo()

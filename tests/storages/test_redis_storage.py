@@ -92,7 +92,7 @@ def test_a_value_of_another_kind_is_an_error(redis, server_url):
     """A list under the key is told, not taken for a missing vCon."""
     redis.rpush("vcon_storage:taken", "x")
 
-    with pytest.raises(StorageError, match="cannot read: server at unix://.*WRONGTYPE"):
+    with pytest.raises(StorageError, match=r"cannot read: server at unix://.*WRONGTYPE"):
         redis_storage.get("taken", Options(redis_url=server_url))
 
 
