@@ -21,12 +21,12 @@ from conserver.cli_print import (
     Output,
     failed,
     number,
-    paint,
     print_fed,
     print_finding,
     print_json,
     print_trial,
     say,
+    say_warning,
     settings_of,
 )
 from conserver.errors import ConserverError
@@ -162,7 +162,7 @@ def push(
     settings = settings_of()
     config = load_config(settings.config_file)[0]
     if config is not None and (warning := nobody_reads(config, list_name)):
-        say(f"{paint('warning', typer.colors.YELLOW, err=True)}: {warning}")
+        say_warning(warning)
     names, pushed, refused, later = expand(what, sys.stdin), 0, 0, []
     many = len(names) > MANY and sys.stdout.isatty() and not quiet
     with serving(settings) as server:
@@ -251,8 +251,11 @@ def try_(
 
     settings = settings_of(config)
     telemetry.configure(settings, sys.stderr)
+    plan = tryout.plan(target, settings, options or (), with_storages=storages)
+    for warning in plan.warnings:
+        say_warning(warning)
     try:
-        trial = tryout.try_out(tryout.plan(target, settings, options or (), with_storages=storages), file, settings)
+        trial = tryout.try_out(plan, file, settings)
     except OSError as error:
         raise failed(f"{file} cannot be read: {error.strerror}") from error
     print_trial(trial)

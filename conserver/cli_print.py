@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterable
 from dataclasses import replace
 from enum import StrEnum
@@ -65,6 +66,11 @@ def say(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def say_warning(text: str) -> None:
+    """Tell a person what is probably not meant, on stderr."""
+    say(f"{paint('warning', typer.colors.YELLOW, err=True)}: {text}")
+
+
 def paint(text: str, color: str, *, err: bool = False) -> str:
     """Return *text* in a colour, on a terminal that wants colours."""
     stream = sys.stderr if err else sys.stdout
@@ -96,9 +102,7 @@ def print_fed(fed: Fed, *, quiet: bool, only_problems: bool) -> None:
     if quiet:
         return
     if fed.stored == "exists":
-        typer.echo(
-            f"{fed.name}: pushed, but another version of {fed.uuid} is stored and was kept (--replace overwrites)"
-        )
+        typer.echo(f"{fed.name}: pushed {fed.uuid}; the version that was stored is kept (--replace overwrites it)")
     elif not only_problems:
         typer.echo(f"{fed.name}: {f'{fed.stored} {fed.uuid} and pushed' if fed.stored else 'pushed'}")
     for finding in fed.findings:
@@ -128,6 +132,8 @@ def print_trial(trial: Trial) -> None:
         what = step.error or ("no change" if not step.changes else _counted(step.changes))
         typer.echo(f"link {step.link!r}: {what} ({step.secs * 1000:.0f} ms)")
         _print_lines(step.changes)
+    if trial.exception is not None:
+        say("".join(traceback.format_exception(trial.exception)).rstrip())
     for name in trial.skipped:
         typer.echo(f"link {name!r}: not run, since its 'when' does not match")
     for storage, error in trial.storage_errors.items():

@@ -78,10 +78,13 @@ def checked_config(settings: Settings, say: Say) -> Config:
 
 
 def _configure_logging(settings: Settings) -> None:
+    file = settings.logging_config_file
+    if file is not None and not file.is_file():
+        raise SettingsError(f"LOGGING_CONFIG_FILE={str(file)!r}: there is no such file")
     try:
         telemetry.configure(settings)
     except (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ImportError) as error:
-        raise SettingsError(f"LOGGING_CONFIG_FILE={settings.logging_config_file}: {error}") from error
+        raise SettingsError(f"LOGGING_CONFIG_FILE={str(file)!r} is no logging configuration: {error!r}") from error
 
 
 def _chain_notes(settings: Settings, config: Config) -> list[str]:

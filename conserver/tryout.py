@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ import msgspec
 from conserver import components
 from conserver.chain import Chain, Run
 from conserver.components import Link, Storage
-from conserver.config import ChainConfig, Config, LinkConfig, load_config
+from conserver.config import ChainConfig, Config, LinkConfig, StorageConfig, load_config
 from conserver.embedded import temporary_server
 from conserver.errors import ConfigError, NotAVcon, ServerError, VconNotFound
 from conserver.findings import Findings, did_you_mean
@@ -40,7 +41,9 @@ class Plan:
 
     config: ChainConfig
     links: tuple[Link, ...]
-    storages: tuple[Storage, ...]
+    storages: tuple[Storage, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """About the options, as `conserver check` has them."""
 
 
 @dataclass
@@ -67,6 +70,8 @@ class Trial:
     ending: str
     """What the outcome leads to: delivered, stopped, delayed (it would be tried again), dead or returned."""
     error: str
+    exception: BaseException | None
+    """What a link raised, unless it is a LinkError; its traceback begins in the link."""
     uuid: str
     pushes: list[tuple[str, str]]
     """(list, UUID), as they would be made with the settlement."""
@@ -87,14 +92,13 @@ def plan(target: str, settings: Settings, options: Sequence[str] = (), *, with_s
     if "." not in target:
         known = config.chains if config is not None else {}
         raise ConfigError(
-            f"{settings.config_file} has no chain {target!r}{did_you_mean(target, known)}; a module is named with its "
-            f"package, as in 'links.{target}'"
+            f"{target!r} is no module, which has its package in front (links.{target}), and {settings.config_file} has "
+            f"no such chain{did_you_mean(target, known)}"
         )
     components.use_folder(settings.config_file.absolute().parent)
     name = target.rpartition(".")[2]
-    values = dict(_option(option) for option in options)
-    link = components.load_link(LinkConfig(name=name, module=target, options=values))
-    return Plan(ChainConfig(name=_LIST, links=(name,)), (link,), ())
+    link = LinkConfig(name=name, module=target, options=dict(_option(option) for option in options))
+    return _loaded(ChainConfig(name=_LIST, links=(name,)), [link], [])
 
 
 def _plan_chain(config: Config, chain: ChainConfig, options: Sequence[str], *, with_storages: bool) -> Plan:
@@ -109,13 +113,17 @@ def _plan_chain(config: Config, chain: ChainConfig, options: Sequence[str], *, w
             )
         changed.setdefault(link, {})[name] = value
     components.use_folder(config.folder)
-    links = []
-    for name in chain.links:
-        link_config = config.links[name]
-        given = {**link_config.options, **changed.get(name, {})}
-        links.append(components.load_link(link_config.model_copy(update={"options": given})))
-    storages = [components.load_storage(config.storages[name]) for name in chain.storages if with_storages]
-    return Plan(chain, tuple(links), tuple(storages))
+    links = [
+        config.links[name].model_copy(update={"options": {**config.links[name].options, **changed.get(name, {})}})
+        for name in chain.links
+    ]
+    return _loaded(chain, links, [config.storages[name] for name in chain.storages if with_storages])
+
+
+def _loaded(chain: ChainConfig, links: Sequence[LinkConfig], storages: Sequence[StorageConfig]) -> Plan:
+    warnings = [problem.message for link in links for problem in components.load("link", link)[2]]
+    loaded = (tuple(map(components.load_link, links)), tuple(map(components.load_storage, storages)))
+    return Plan(chain, *loaded, tuple(dict.fromkeys(warnings)))
 
 
 def _option(option: str) -> tuple[str, Any]:
@@ -133,16 +141,18 @@ def try_out(plan: Plan, file: Path, settings: Settings) -> Trial:
     """Run *plan* on the vCon in *file*; raise NotAVcon if there is none in it, OSError if it cannot be read."""
     if not plan.config.links and not plan.storages:
         raise ConfigError(f"chain {plan.config.name!r} has no links: there is nothing to try")
-    vcon = Vcon.parse(file.read_bytes(), migrate=False, max_bytes=settings.max_vcon_bytes)
+    data = file.read_bytes()
+    try:
+        vcon = Vcon.parse(data, migrate=False, max_bytes=settings.max_vcon_bytes)
+    except NotAVcon as error:
+        raise NotAVcon(f"{file}: {error}") from error
     migrated = migrate(vcon.document)
-    if vcon.uuid is None:
-        raise NotAVcon(f"{file} has no uuid")
     with temporary_server() as url:
         # Components without a server of their own use that of REDIS_URL, which here must not be a real one.
         os.environ["REDIS_URL"] = url
         store = VconStore(url, settings, lambda uuid: read_through(list(plan.storages), uuid))
         store.create(vcon)
-        Queue(url, "try").push(_LIST, [vcon.uuid])
+        Queue(url, "try").push(_LIST, [str(vcon.uuid)])
         session = Session(url, "try:1")
         session.join([_LIST])
         trip = session.trip([], {_LIST: 1})
@@ -163,6 +173,7 @@ def try_out(plan: Plan, file: Path, settings: Settings) -> Trial:
         skipped=[link.name for link in plan.links if link.when and link.name in passed and link.name not in ran],
         ending=run.ending,
         error=outcome.error,
+        exception=outcome.exception and outcome.exception.with_traceback(_in_link(outcome.exception)),
         uuid=outcome.uuid,
         pushes=egress if outcome.kind in ("delivered", "stopped") else [],
         storage_errors=outcome.storage_errors,
@@ -192,6 +203,13 @@ def _watched(link: Link, store: VconStore, steps: list[Step]) -> Callable[[str, 
     return run
 
 
+def _in_link(exception: BaseException) -> TracebackType | None:
+    found = exception.__traceback__
+    while found is not None and Path(found.tb_frame.f_code.co_filename).parent == Path(__file__).parent:
+        found = found.tb_next
+    return found
+
+
 def _text(store: VconStore, uuid: str) -> str:
     try:
         return msgspec.json.format(store.read(uuid), indent=2).decode()
@@ -200,7 +218,8 @@ def _text(store: VconStore, uuid: str) -> str:
 
 
 def _difference(uuid: str, before: str, after: str) -> list[str]:
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), uuid, uuid, "before", "after", 2, "")
+    names = (f"{uuid} before", f"{uuid} after")
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), *names, n=2, lineterm="")
     return [_cut(line) for line in lines]
 
 

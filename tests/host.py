@@ -102,7 +102,7 @@ class Host:
         before = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "/tmp/runhost.py"], cwd=self.folder, env=self.env, stdout=log, stderr=log
+                [sys.executable, "-m", "conserver", "worker"], cwd=self.folder, env=self.env, stdout=log, stderr=log
             )
         if wait:
             wanted = int(self.env["CONSERVER_WORKERS"])
