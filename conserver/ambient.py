@@ -77,6 +77,10 @@ class Vcons:
         """Save a vCon: one that was read is merged with what others wrote, one that was built replaces them."""
         self._writer().save(vcon)
 
+    def delete(self, uuid: str) -> bool:
+        """Delete a vCon from Redis and the index, for good; False if it was not there. Storages keep theirs."""
+        return self._writer().delete(uuid)
+
     def expire(self, uuid: str, seconds: int) -> None:
         """Ask that the copy in Redis of the vCon at hand expires *seconds* after the chain has settled."""
         work: Work | None = getattr(_local, "work", None)

@@ -51,7 +51,7 @@ def run(settings: Settings, say: Say, *, examples: Path | None = None, newcomer:
     """
     _configure_logging(settings)
     # Until the supervisor handles it: end by way of the clean-up below.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: _end_early())
     config = checked_config(settings, say)
     for note in (*settings.notes, *_chain_notes(settings, config)):
         log.warning("%s", note)
@@ -75,6 +75,11 @@ def checked_config(settings: Settings, say: Say) -> Config:
         errors = sum(finding.level == "error" for finding in findings)
         raise ConfigError(f"{settings.config_file} has {errors} error{'s' if errors > 1 else ''}: nothing was started")
     return config
+
+
+def _end_early() -> None:
+    log.warning("told to end before the start was through")
+    sys.exit(0)
 
 
 def _configure_logging(settings: Settings) -> None:

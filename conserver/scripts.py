@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
@@ -35,16 +36,19 @@ class Script:
         except NoScriptError:
             return client.eval(self.text, len(keys), *keys, *args)
 
-    def many(self, client: Any, calls: list[tuple[list[Any], list[Any]]]) -> list[Any]:
-        """Run once for each (keys, args), in one round trip."""
+    def many(
+        self, client: Any, calls: list[tuple[list[Any], list[Any]]], also: Callable[[Any], Any] = lambda pipe: None
+    ) -> list[Any]:
+        """Run once for each (keys, args), and what *also* adds to the pipeline, in one round trip."""
         pipe = client.pipeline(transaction=False)
         for keys, args in calls:
             pipe.evalsha(self.sha, len(keys), *keys, *args)
+        also(pipe)
         try:
             results: list[Any] = pipe.execute()
         except NoScriptError:
             client.script_load(self.text)
-            return self.many(client, calls)
+            return self.many(client, calls, also)
         return results
 
 

@@ -24,6 +24,7 @@ from conserver.errors import ClaimLost, NotAVcon, ServerError, StorageError, Vco
 from conserver.merge import merge
 from conserver.settings import Settings
 from conserver.vcon import Vcon
+from conserver.vcon_json import canonical
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class VconStore:
     def __init__(self, url: str, settings: Settings, read_through: ReadThrough | None = None) -> None:
         self._client = connection.client(url, "store", max_connections=4096)
         self._settings = settings
+        self.max_bytes = settings.max_vcon_bytes
         self._read_through = read_through
 
     def writer(self, fence: tuple[str, int] | None = None) -> Writer:
@@ -90,14 +92,7 @@ class VconStore:
             text = self._client.get(vcon_key(uuid))
         except ResponseError as error:
             text = self._read_json(uuid, error)
-        if text is None:
-            text = self._fetch(uuid, expires=expires)
-        if len(text) > self._settings.max_vcon_bytes:
-            raise NotAVcon(
-                f"vCon {uuid} has {len(text):,} bytes, more than CONSERVER_MAX_VCON_BYTES"
-                f" ({self._settings.max_vcon_bytes:,}) allows"
-            )
-        return text
+        return text if text is not None else self._fetch(uuid, expires=expires)
 
     def _read_json(self, uuid: str, error: ResponseError) -> bytes | None:
         kind = self._client.type(vcon_key(uuid))
@@ -186,16 +181,11 @@ class VconStore:
         """Let each (uuid, digest, seconds) expire if it still is that version; return how many do."""
         if not versions:
             return 0
+        due = {uuid: time.time() + max(secs, self._settings.index_expiry_secs) for uuid, _, secs in versions}
         calls: list[tuple[list[Any], list[Any]]] = [([vcon_key(u)], [version, secs]) for u, version, secs in versions]
-        expiring = scripts.EXPIRE.many(self._client, calls)
-        due = {
-            uuid: time.time() + max(secs, self._settings.index_expiry_secs)
-            for (uuid, _, secs), done in zip(versions, expiring, strict=True)
-            if done
-        }
-        if due:
-            self._client.zadd(_EXPIRING, due)
-        return len(due)
+        # In the list of what expires comes also what does not after all: the sweep sees that it is still there.
+        expiring = scripts.EXPIRE.many(self._client, calls, also=lambda pipe: pipe.zadd(_EXPIRING, due))
+        return sum(expiring[: len(versions)])
 
     def sweep(self, most: int = 500) -> int:
         """Take vCons that have expired from the index; return how many."""
@@ -272,12 +262,13 @@ class Writer:
         self._fence = fence
         self._token = ""
         self._read: dict[str, bytes] = {}
+        self._saved: dict[str, bytes] = {}
         self._frozen: dict[str, bytes] = {}
 
     def get(self, uuid: str) -> Vcon:
         """Return the vCon, migrated in memory; raise VconNotFound, or NotAVcon if what is stored is none."""
         text = self._frozen.get(uuid) or self._store.read(uuid, expires=self._fence is None)
-        vcon = Vcon.parse(text)
+        vcon = Vcon.parse(text, max_bytes=self._store.max_bytes)
         vcon.base = self._read[uuid] = text
         return vcon
 
@@ -290,9 +281,9 @@ class Writer:
         vcon = self.get(uuid)
         if vcon.sealed:
             raise VconSealed(f"vCon {uuid} is {vcon.form}: it cannot be changed without breaking it")
-        before = vcon.to_bytes()
+        before = canonical(vcon.document)
         yield vcon
-        if vcon.to_bytes() != before:
+        if canonical(vcon.document) != before:
             self.save(vcon)
 
     def save(self, vcon: Vcon) -> None:
@@ -303,9 +294,11 @@ class Writer:
         """
         uuid = _uuid(vcon)
         base = vcon.base if vcon.base is not None else self._read.get(uuid)
-        if not vcon.sealed and base != vcon.to_bytes():
+        text = vcon.to_bytes()
+        if not vcon.sealed and base != text:
             vcon.document["updated_at"] = _now()
-        text = mine = vcon.to_bytes()
+            text = vcon.to_bytes()
+        mine = text
         expected = digest(base) if base is not None else "*"
         base_document = None
         document = vcon.document
@@ -328,13 +321,19 @@ class Writer:
             self._store._index(uuid, document, before)
         # The base is what this writer wrote, never the merge's result: what it saves next grows from that.
         vcon.base = self._read[uuid] = mine
+        self._saved[uuid] = text
+
+    def delete(self, uuid: str) -> bool:
+        """Delete the vCon from Redis and the index; see VconStore.delete."""
+        return self._store.delete(uuid)
 
     def freeze(self, uuid: str) -> str:
         """Read the vCon once for everything that follows, and return the name of that version.
 
-        All storages of a chain save the same version, and its digest is what may expire later.
+        All storages of a chain save the same version, and its digest is what may expire later. What this writer has
+        saved need not be read again: whoever has changed it since has work of its own to end.
         """
-        text = self._store.read(uuid, expires=False)
+        text = self._saved.get(uuid) or self._store.read(uuid, expires=False)
         self._frozen[uuid] = text
         return digest(text)
 

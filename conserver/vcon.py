@@ -283,26 +283,30 @@ class Vcon:
 
     @property
     def tags(self) -> list[str]:
-        """The tags, each as `name:value`, in the order in which they were added."""
-        attachment = self.find_attachment_by_purpose("tags")
-        return [] if attachment is None else list(tags_of(attachment) or [])
+        """The tags of all attachments that hold some, each as `name:value`, once, in the order of the document."""
+        return list(dict.fromkeys(tag for attachment in self._tagged() for tag in _readable_tags(attachment)))
+
+    def _tagged(self) -> list[dict[str, Any]]:
+        return [a for a in self.attachments if "tags" in (a.get("purpose"), a.get("type"))]
 
     def get_tag(self, name: str) -> str | None:
         """Return the value of the first tag of this name, or None."""
         return next((tag.partition(":")[2] for tag in self.tags if tag.partition(":")[0] == name), None)
 
     def add_tag(self, name: str, value: Any) -> None:
-        """Add the tag `name:value`; one that is there already is not added again."""
+        """Add the tag `name:value`; one that is there already is not added again.
+
+        It goes to the first attachment that is a plain list of tags; what is something else stays as it is.
+        """
         tag = f"{name}:{value}"
-        attachment = self.find_attachment_by_purpose("tags")
-        if attachment is None:
-            self.add_attachment(purpose="tags", body=[tag], encoding="json")
+        if tag in self.tags:
             return
-        tags = tags_of(attachment)
-        if tags is None:
-            raise ValueError(f"vCon {self.uuid}: the body of the tags attachment is no list of tags")
-        if tag not in tags:
-            set_tags(attachment, [*tags, tag])
+        for attachment in self._tagged():
+            tags = tags_of(attachment)
+            if tags is not None:
+                set_tags(attachment, [*tags, tag])
+                return
+        self.add_attachment(purpose="tags", body=[tag], encoding="json")
 
     # --- bodies and output ---
 
@@ -365,6 +369,14 @@ def tags_of(attachment: dict[str, Any]) -> list[str] | None:
     if isinstance(body, list) and all(isinstance(tag, str) for tag in body):
         return body
     return [] if body is None or body == "" else None
+
+
+def _readable_tags(attachment: dict[str, Any]) -> list[str]:
+    tags = tags_of(attachment)
+    if tags is None:
+        body = attachment.get("body")
+        tags = [tag for tag in body if isinstance(tag, str)] if isinstance(body, list) else []
+    return tags
 
 
 def set_tags(attachment: dict[str, Any], tags: list[str]) -> None:

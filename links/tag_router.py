@@ -9,11 +9,10 @@ a signed or encrypted vCon cannot be seen, so it matches no route.
 """
 
 import logging
-from collections.abc import Iterator
 
 from pydantic import BaseModel, Field
 
-from conserver import Vcon, push, telemetry, vcons
+from conserver import push, telemetry, vcons
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ def run(vcon_uuid: str, link_name: str, opts: Options) -> str | None:
     if not opts.tag_routes:
         log.debug("link %s has no tag_routes, so every vCon just goes on", link_name)
         return vcon_uuid
-    names = set(_tag_names(vcons.get(vcon_uuid)))
+    names = {tag.partition(":")[0] for tag in vcons.get(vcon_uuid).tags}
     lists = dict.fromkeys(target for name, target in opts.tag_routes.items() if name in names)
     for target in lists:
         push(target, vcon_uuid)
@@ -43,14 +42,3 @@ def run(vcon_uuid: str, link_name: str, opts: Options) -> str | None:
     if lists:
         telemetry.count("conserver.link.tag_router.routed_count", len(lists), link=link_name)
     return vcon_uuid if opts.forward_original else None
-
-
-def _tag_names(vcon: Vcon) -> Iterator[str]:
-    # Vcon.tags reads the one attachment that new tags go to; others may have written more of them, in any shape.
-    for attachment in vcon.attachments:
-        if "tags" not in (attachment.get("purpose"), attachment.get("type")):
-            continue
-        body = Vcon.decoded_body({**attachment, "encoding": "json"})
-        for tag in body if isinstance(body, list | dict) else ():
-            if isinstance(tag, str):
-                yield tag.partition(":")[0]

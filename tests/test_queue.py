@@ -195,6 +195,20 @@ def test_a_list_of_another_type_is_named_and_the_others_are_served(redis: Redis,
     assert "wrong kind of value" in trip.unreadable["in"]
 
 
+@pytest.mark.parametrize("rule", ["-incrby", "-hset", "-ltrim", "-sismember"])
+def test_a_claim_that_is_denied_on_its_way_takes_nothing(redis: Redis, session: Session, rule: str) -> None:
+    """The list is as it was, nobody holds anything, and later the entry is claimed once."""
+    redis.rpush("in", A, B)
+
+    with denied(redis, rule):
+        trip = session.trip([], {"in": 2})
+    before = redis.lrange("in", 0, -1), redis.hgetall(HELD)
+
+    assert isinstance(trip.trouble, ServerError)
+    assert before == ([A.encode(), B.encode()], {})
+    assert entries(claim(session, 3)) == [A, B]
+
+
 @given(
     entry=st.binary(max_size=300),
     note=st.none() | st.builds(Note, st.integers(0, 99), st.text(), st.text()) | st.just(NOTE),
@@ -282,11 +296,17 @@ def test_a_settlement_that_is_denied_on_its_way_is_undone(redis: Redis, session:
     assert settle(session, end) == [1]
 
 
-@pytest.mark.parametrize("rule", ["-rpush", "-hdel", "-hset", "-hget"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "-rpush",
+        "-hdel",
+        pytest.param("-hset", marks=pytest.mark.xfail(reason="settle.lua can then put back neither entry nor record")),
+        "-hget",
+    ],
+)
 def test_a_denied_command_leaves_the_claim_somewhere(redis: Redis, session: Session, rule: str) -> None:
     """Whatever an operator denies in the middle of the work: once it is allowed, nothing is missing."""
-    if rule == "-hset":
-        pytest.xfail("settle.lua cannot put the record back without HSET, and has pushed nothing")
     redis.rpush("in", A)
     end = Settlement(claim(session)[0]).die(b'{"n":1}')
 

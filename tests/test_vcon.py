@@ -745,13 +745,23 @@ def test_tags_of_every_style_are_read_and_added_to(entry, after):
     assert vcon.attachments[0]["body"] == after
 
 
-def test_a_tags_attachment_that_holds_no_tags_is_not_overwritten():
-    """Reading finds none, and adding says so."""
-    vcon = Vcon({"uuid": UUID, "attachments": [{"purpose": "tags", "body": [{"a": 1}]}]})
+def test_a_tags_attachment_that_holds_something_else_is_not_overwritten():
+    """A new tag goes into an attachment of its own, and what was there stays."""
+    odd = {"purpose": "tags", "body": [{"a": 1}, "x:y"]}
+    vcon = Vcon({"uuid": UUID, "attachments": [dict(odd)]})
+    vcon.add_tag("a", 1)
+    vcon.add_tag("x", "y")
 
-    assert vcon.tags == []
-    with pytest.raises(ValueError, match=f"vCon {UUID}: the body of the tags attachment is no list of tags"):
-        vcon.add_tag("a", 1)
+    assert vcon.tags == ["x:y", "a:1"]
+    assert vcon.attachments == [odd, {"purpose": "tags", "body": ["a:1"], "encoding": "json"}]
+
+
+def test_tags_of_several_attachments_are_all_read():
+    """Each tag once, in the order of the document."""
+    bodies = [["a:1", "b:2"], {"c": 3}, '["a:1", "d:4"]']
+    vcon = Vcon({"uuid": UUID, "attachments": [{"type": "tags", "body": body} for body in bodies]})
+
+    assert vcon.tags == ["a:1", "b:2", "c:3", "d:4"]
 
 
 def test_analyses_and_attachments_are_added_and_found():

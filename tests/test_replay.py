@@ -1,0 +1,152 @@
+"""Replay of what a storage could not save."""
+
+from __future__ import annotations
+
+import threading
+import uuid as uuids
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from conserver import vcons
+from conserver.components import Storage
+from conserver.errors import StorageError
+from conserver.queue import Queue
+from conserver.replay import ReplayRuns, replay
+from conserver.settings import Settings
+from conserver.store import VconStore
+from conserver.vcon import Vcon
+
+DEAD = "DLQ:storage:files"
+
+
+class Setup:
+    """A storage that remembers what it saved, with its dead letters."""
+
+    def __init__(self, url: str, redis: Redis) -> None:
+        self.url = url
+        self.redis = redis
+        self.queue = Queue(url, "test")
+        self.store = VconStore(url, Settings())
+        self.saved: list[tuple[str, str | None]] = []
+
+    def vcon(self, subject: str = "call") -> str:
+        vcon = Vcon.build_new()
+        vcon.document["subject"] = subject
+        self.store.create(vcon)
+        return str(vcon.uuid)
+
+    def bury(self, *uuids_of_dead: str) -> None:
+        self.redis.rpush(DEAD, *uuids_of_dead)
+
+    def left(self) -> list[str]:
+        return [entry.decode() for entry in self.redis.lrange(DEAD, 0, -1)]
+
+    def save(self, uuid: str, options: Any) -> None:
+        self.saved.append((uuid, vcons.get(uuid).subject))
+
+    def replay(self, save: Callable[[str, Any], Any] | None = None, **how: Any) -> Any:
+        storage = Storage("files", "storages.files", save or self.save, {}, timeout=how.pop("timeout", None))
+        return replay(self.url, self.queue, self.store, storage, **how)
+
+
+@pytest.fixture
+def setup(redis: Redis, server_url: str) -> Setup:
+    return Setup(server_url, redis)
+
+
+def test_saves_the_current_version_in_order_and_drops_the_entries(setup: Setup) -> None:
+    """What was changed after the failure is what is saved."""
+    first, second = setup.vcon(), setup.vcon()
+    setup.bury(first, second)
+    with setup.store.edit(first) as vcon:
+        vcon.document["subject"] = "changed since"
+    done = setup.replay()
+
+    assert setup.saved == [(first, "changed since"), (second, "call")]
+    assert (done.saved, done.failed, done.missing, done.left) == (2, "", [], 0)
+    assert setup.left() == []
+
+
+def test_stops_at_the_first_failure(setup: Setup) -> None:
+    """A storage that is down is not asked for every vCon; the entry stays, and so do those behind it."""
+    uuids_of_dead = [setup.vcon() for _ in range(3)]
+    setup.bury(*uuids_of_dead)
+
+    def save(uuid: str, options: Any) -> None:
+        if uuid == uuids_of_dead[1]:
+            raise StorageError("no room")
+        setup.save(uuid, options)
+
+    done = setup.replay(save)
+
+    assert done.saved == 1
+    assert done.failed == f"{uuids_of_dead[1]}: StorageError: no room"
+    assert done.left == 2
+    assert setup.left() == uuids_of_dead[1:]
+
+
+def test_passes_over_what_is_nowhere(setup: Setup) -> None:
+    """A vCon that was deleted, or an entry that is no UUID, stays for the operator and keeps nobody up."""
+    gone, here = str(uuids.uuid4()), setup.vcon()
+    setup.bury(gone, "not a uuid", here)
+    done = setup.replay()
+
+    assert setup.saved == [(here, "call")]
+    assert done.missing == [gone, "not a uuid"]
+    assert done.left == 2
+    assert setup.left() == [gone, "not a uuid"]
+
+
+def test_most_limits_how_many_are_tried(setup: Setup) -> None:
+    """The oldest come first."""
+    uuids_of_dead = [setup.vcon() for _ in range(3)]
+    setup.bury(*uuids_of_dead)
+    done = setup.replay(most=2)
+
+    assert (done.saved, done.left) == (2, 1)
+    assert setup.left() == uuids_of_dead[2:]
+
+
+def test_more_than_a_page(setup: Setup) -> None:
+    """All of them, however many pages they fill."""
+    uuids_of_dead = [setup.vcon() for _ in range(230)]
+    setup.bury(*uuids_of_dead)
+    done = setup.replay()
+
+    assert done.saved == 230
+    assert [uuid for uuid, _ in setup.saved] == uuids_of_dead
+
+
+def test_a_storage_that_hangs_is_left_behind(setup: Setup) -> None:
+    """It counts as a failure once its timeout is over."""
+    setup.bury(setup.vcon())
+    release = threading.Event()
+    done = setup.replay(lambda uuid, options: release.wait(30), timeout=0.1)
+    release.set()
+
+    assert done.failed.endswith(": no answer within 0.1 s")
+    assert done.left == 1
+
+
+def test_a_second_replay_is_told_so(setup: Setup) -> None:
+    """Two at once would save everything twice; the lock has an expiry and is gone afterwards."""
+    setup.bury(setup.vcon())
+    told: list[str] = []
+    expiry: list[int] = []
+
+    def save(uuid: str, options: Any) -> None:
+        expiry.append(setup.redis.pttl(f"conserver:{{{DEAD}}}:replay"))
+        try:
+            setup.replay()
+        except ReplayRuns as error:
+            told.append(str(error))
+
+    done = setup.replay(save)
+
+    assert told == ["storage 'files' is being replayed already; if that process died, try again in 30 s"]
+    assert 0 < expiry[0] <= 30_000
+    assert done.saved == 1
+    assert not setup.redis.exists(f"conserver:{{{DEAD}}}:replay")
