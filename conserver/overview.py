@@ -74,7 +74,8 @@ def lines(overview: dict[str, Any], command: str) -> Iterator[str]:
     yield from (f"        warning: {warning}" for warning in overview["server"]["warnings"])
     config = overview["config"]
     errors = config["errors"]
-    yield f"config  {config['file']}: {f'{len(errors)} errors, {errors[0]}' if errors else 'no errors'}"
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    yield f"config  {config['file']}: {f'{errors[0]}{more}' if errors else 'no errors'}"
     hosts = overview["hosts"]
     if not any(host["alive"] for host in hosts):
         yield f"hosts   no conserver runs; '{command} run' starts one"
@@ -86,7 +87,7 @@ def lines(overview: dict[str, Any], command: str) -> Iterator[str]:
     for storage in overview["storages"]:
         if storage["dead"]:
             name = storage["storage"]
-            yield f"storage {name!r} could not save {storage['dead']} vCons; '{command} dlq replay {name}' tries again"
+            yield f"storage {name!r} has {storage['dead']:,} failed saves; '{command} dlq replay {name}' tries again"
 
 
 def _host_lines(host: dict[str, Any]) -> Iterator[str]:

@@ -87,6 +87,7 @@ class Supervisor:
         self.reload = Reload(settings.config_file, config)
         self.health: Health | None = None
         self.stopping = False
+        self._stops = self._drains = 0
         self.processes: list[_Process] = []
         self._numbers = iter(range(1, 1 << 62))
         self._recoveries: list[_Recovery] = []
@@ -120,19 +121,27 @@ class Supervisor:
                 self.lease.end()
 
     def stop(self) -> None:
-        """Drain: no new claims, running chains may finish, the rest is given back. A second call does not wait."""
+        """Drain: no new claims, running chains may finish, the rest is given back. A second call does not wait.
+
+        Safe in a signal handler: the loop does the rest.
+        """
+        self._stops += 1
+        with contextlib.suppress(OSError):
+            self._wake_write.send(b"x")
+
+    def _drain(self) -> None:
         drain = self.settings.drain_secs if not self.stopping else 0.0
-        if not self.stopping:
-            log.info("draining: running chains may finish within %g s", drain)
+        log.info("draining: running chains may finish within %g s", drain)
         self.stopping = True
         self._give_up = time.monotonic() + drain
         for process in self.processes:
             self._tell(process, ("stop", drain))
-        with contextlib.suppress(OSError):
-            self._wake_write.send(b"x")
 
     def _look_after(self) -> None:
         """Do what is due, then wait for the next thing to happen."""
+        if self._stops > self._drains:
+            self._drains = self._stops
+            self._drain()
         for process in list(self.processes):
             if not process.process.is_alive():
                 self._bury(process)
@@ -152,9 +161,17 @@ class Supervisor:
             if not self._trouble:
                 log.error("the server does not work: %s", error)
             self._trouble = str(error)
-            if self.server is not None and not self.stopping and self.server.restart_if_dead():
-                log.warning("the embedded server had died and was started again")
+            self._due("server", 1.0, self._mend_server)
         self._wait()
+
+    def _mend_server(self) -> None:
+        if self.server is None or self.stopping:
+            return
+        try:
+            self.server.restart_if_dead()
+        except ServerError as error:
+            self._trouble = str(error)
+            log.error("the embedded server cannot be started again: %s", error)
 
     def _due(self, what: str, every_secs: float, do: Callable[[], Any]) -> None:
         now_secs = time.monotonic()

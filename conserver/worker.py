@@ -339,7 +339,10 @@ def load(config: Config, settings: Settings) -> tuple[dict[str, Chain], list[com
     Storages that no chain here uses are read from as well, so they are imported if they can be.
     """
     components.use_folder(config.folder)
-    components.load_imports(config)
+    try:
+        components.load_imports(config)
+    except ConfigError as error:
+        log.error("%s; what needs it will fail", error)
     outbound.configure(config.outbound)
     storages: dict[str, components.Storage] = {}
     broken: dict[str, ConfigError] = {}

@@ -181,7 +181,7 @@ def test_check_prints_findings_and_a_summary(folder: Folder) -> None:
     lines = done.stdout.splitlines()
 
     assert "config.yml:11:13: error[unknown-link] chain 'main' uses link 'tga', which is not defined" in done.stdout
-    assert lines[-1] == "config.yml: 1 error, 1 warning"
+    assert lines[-1] == "config.yml: 1 error, 0 warnings"
     assert done.returncode == 1
     assert "\x1b" not in done.stdout
 
@@ -280,7 +280,7 @@ def test_push_migrates_and_says_which_rules_are_broken(folder: Folder, redis: Re
 
     assert stored["vcon"] == "0.4.0"
     assert stored["dialog"][0]["mediatype"] == "audio/x-wav"
-    assert "  E10 /dialog/0: " in done.stdout
+    assert "  E10 /dialog/0/start: is missing" in done.stdout
     assert done.returncode == 0
 
 
@@ -378,7 +378,7 @@ def test_status_shows_what_needs_somebody(folder: Folder, redis: Redis, server_u
     assert re.search(r"^ +until '.*conserver resume main'$", done.stdout, re.MULTILINE)
     assert re.search(r"^default +main +2 +0 +1$", done.stdout, re.MULTILINE)
     assert "no chain reads list 'left': what is in it waits" in done.stdout
-    assert re.search(r"storage 'file' could not save 1 vCons; '.*conserver dlq replay file' tries again", done.stdout)
+    assert re.search(r"storage 'file' has 1 failed saves; '.*conserver dlq replay file' tries again", done.stdout)
 
 
 def test_status_with_a_config_that_cannot_be_used(folder: Folder) -> None:
@@ -386,7 +386,7 @@ def test_status_with_a_config_that_cannot_be_used(folder: Folder) -> None:
     (folder.path / "config.yml").write_text("chains:\n\tmain:\n")
     done = folder.run("status")
 
-    assert "config  config.yml: 1 errors, config.yml:2:1: error[syntax] a tab" in done.stdout
+    assert "config  config.yml: config.yml:2:1: error[syntax] a tab" in done.stdout
     assert "no conserver runs" in done.stdout
     assert done.returncode == 0
 

@@ -87,10 +87,10 @@ def test_a_key_of_another_type_is_no_vcon(redis: Redis, vcons: VconStore, comman
 
 
 def test_a_vcon_that_is_too_large_is_refused(server_url: str, stored: Callable[..., bytes]) -> None:
-    """It says how large it is and what allows more."""
+    """It says how large it is and how large it may be."""
     size = len(stored(subject="x" * 5000))
 
-    with pytest.raises(NotAVcon, match=rf"vCon {A} has {size:,} bytes, more than CONSERVER_MAX_VCON_BYTES \(1,024\)"):
+    with pytest.raises(NotAVcon, match=f"too large: {size} bytes, at most 1024 are allowed"):
         VconStore(server_url, Settings(max_vcon_bytes=1024)).get(A)
 
 
@@ -216,6 +216,49 @@ def test_a_vcon_without_a_uuid_is_not_stored(vcons: VconStore, broken: dict[str,
     """There is no key for it."""
     with pytest.raises(NotAVcon, match=error):
         vcons.writer().save(Vcon(broken))
+
+
+def test_all_storages_of_a_run_save_one_version(redis: Redis, vcons: VconStore, stored: Callable[..., bytes]) -> None:
+    """What others write after the freeze is theirs to save; the name of the version is that of the text."""
+    stored(subject="frozen")
+    writer = vcons.writer()
+    text = redis.get(KEY)
+
+    version = writer.freeze(A)
+    with vcons.edit(A) as vcon:
+        vcon.document["subject"] = "later"
+
+    assert version == digest(text)
+    assert writer.get(A).subject == "frozen"
+
+
+def test_the_frozen_version_has_what_the_writer_saved(redis: Redis, vcons: VconStore, stored: Callable[..., bytes]) -> None:
+    """Its own change and, merged, that of another; and it is the version that may expire."""
+    stored()
+    one, two = vcons.writer(), vcons.writer()
+    mine = one.get(A)
+    with two.edit(A) as vcon:
+        vcon.add_tag("theirs", "1")
+    mine.add_party({"name": "Mine"})
+    one.save(mine)
+
+    version = one.freeze(A)
+
+    assert version == digest(redis.get(KEY))
+    assert (one.get(A).tags, one.get(A).parties) == (["theirs:1"], [{"name": "Mine"}])
+
+
+@pytest.mark.xfail(reason="Writer.freeze believes what it saved before the vCon was deleted")
+def test_a_vcon_that_was_deleted_is_not_frozen(vcons: VconStore, stored: Callable[..., bytes]) -> None:
+    """A link that changed it and then deleted it does not want it in the storages."""
+    stored()
+    writer = vcons.writer()
+    with writer.edit(A) as vcon:
+        vcon.add_tag("a", "b")
+    writer.delete(A)
+
+    with pytest.raises(VconNotFound):
+        writer.freeze(A)
 
 
 # Fences and locks

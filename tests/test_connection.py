@@ -1,0 +1,183 @@
+"""conserver.connection: what is sent again and what is not, and whose trouble an error is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+from redis import exceptions as redis_errors
+
+from conserver import connection
+from conserver.errors import ServerError
+from tests.proxy import Proxy, proxied
+from tests.server_moods import denied, full, read_only
+
+NOWHERE = "redis://user:geheim@127.0.0.1:1/0"
+
+
+@pytest.fixture
+def proxy(server_url: str) -> Iterator[Proxy]:
+    with proxied(server_url) as proxy:
+        yield proxy
+
+
+# Clients
+
+
+def test_a_client_repeats_what_a_cut_connection_swallowed(redis: Redis, proxy: Proxy) -> None:
+    """Reads, and scripts that recognise their repetition, survive a restart in between."""
+    client = connection.client(proxy.url, "test")
+    redis.set("key", "value")
+    client.ping()
+
+    proxy.lose_next_reply()
+
+    assert client.get("key") == b"value"
+
+
+def test_once_sends_a_command_once(redis: Redis, proxy: Proxy) -> None:
+    """A push whose reply was lost is not pushed a second time."""
+    client = connection.once(proxy.url, "test")
+    client.ping()
+
+    proxy.lose_next_reply()
+    with pytest.raises(ServerError):
+        client.rpush("list", "a")
+
+    assert redis.lrange("list", 0, -1) == [b"a"]
+
+
+@pytest.mark.parametrize("mood", [full, read_only])
+@pytest.mark.parametrize("make", [connection.client, connection.once])
+def test_not_now_is_a_server_error(redis: Redis, server_url: str, mood: object, make: object) -> None:
+    """By command, by pipeline and by script alike."""
+    client = make(server_url, "test")
+    pipe = client.pipeline(transaction=False)
+    pipe.set("a", "b")
+
+    with mood(redis):
+        for write in (
+            lambda: client.set("a", "b"),
+            pipe.execute,
+            lambda: client.eval("return redis.call('SET', KEYS[1], 'b')", 1, "a"),
+        ):
+            with pytest.raises(ServerError):
+                write()
+
+
+def test_a_denied_command_is_a_server_error(redis: Redis, server_url: str) -> None:
+    """Also inside a script, where the code of the error is another."""
+    client = connection.client(server_url, "test")
+
+    with denied(redis, "-set"):
+        with pytest.raises(ServerError):
+            client.set("a", "b")
+        with pytest.raises(ServerError):
+            client.eval("return redis.call('SET', KEYS[1], 'b')", 1, "a")
+
+
+def test_a_mistake_is_not_a_server_error(redis: Redis, server_url: str) -> None:
+    """A command on a key of another type fails each time, for this one only."""
+    redis.set("a", "b")
+
+    with pytest.raises(redis_errors.ResponseError):
+        connection.client(server_url, "test").lpush("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("OOM command not allowed when used memory > 'maxmemory'.", True),
+        ("ERR Error running script: OOM command not allowed", True),
+        ("MISCONF Redis is configured to save RDB snapshots", True),
+        ("LOADING Redis is loading the dataset in memory", True),
+        ("NOREPLICAS Not enough good replicas to write.", True),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", False),
+        ("ERR unknown command 'FOO'", False),
+        pytest.param(
+            *("ERR key 'DLQ:ZOOM_CALLS' holds a string, not a list", False),
+            marks=pytest.mark.xfail(reason="the codes are looked for in the middle of words and in names of keys"),
+        ),
+    ],
+)
+def test_the_words_of_a_server_tell_not_now_from_not_this(words: str, expected: bool) -> None:
+    """What is mistaken for trouble of the server is tried for ever."""
+    assert connection.is_server_error(redis_errors.ResponseError(words)) is expected
+    assert connection.is_not_now(words) is expected
+
+
+def test_nobody_there_is_a_server_error_without_the_password() -> None:
+    """Errors end up in logs and dead letters."""
+    with pytest.raises(ServerError) as once:
+        connection.once(NOWHERE, "test").ping()
+    with pytest.raises(ServerError, match=r"server at redis://127.0.0.1:1/0: ") as wire:
+        connection.Wire(NOWHERE, "test").call([("PING",)])
+
+    assert "geheim" not in f"{once.value}{wire.value}"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:pw@host:6380/2?x=pw", "redis://host:6380/2"),
+        ("rediss://:pw@host", "rediss://host"),
+        ("redis://", "redis://localhost"),
+        ("unix://user:pw@/run/r.sock?db=1", "unix:///run/r.sock"),
+    ],
+)
+def test_an_address_shows_no_secret(url: str, shown: str) -> None:
+    """Neither user nor password nor query."""
+    assert connection.address(url) == shown
+
+
+# Wire
+
+
+def test_a_wire_gives_one_reply_a_command_and_errors_as_values(redis: Redis, server_url: str) -> None:
+    """One refused command does not spoil the others."""
+    redis.set("a", "text")
+
+    replies = connection.Wire(server_url, "test").call([("GET", "a"), ("LPUSH", "a", "b"), ("GET", "nothing")])
+
+    assert replies[0] == b"text"
+    assert isinstance(replies[1], redis_errors.ResponseError)
+    assert replies[2] is None
+
+
+def test_a_wire_repeats_nothing_and_opens_again(redis: Redis, proxy: Proxy) -> None:
+    """The caller decides what to ask again."""
+    wire = connection.Wire(proxy.url, "test")
+    wire.call([("PING",)])
+
+    proxy.lose_next_reply()
+    with pytest.raises(ServerError):
+        wire.call([("RPUSH", "list", "a"), ("RPUSH", "list", "b")])
+
+    assert wire.call([("LRANGE", "list", "0", "-1")]) == [[b"a", b"b"]]
+
+
+def test_an_interrupted_read_does_not_answer_the_next_question(
+    redis: Redis, server_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal handler that raises leaves no old reply on the wire."""
+    wire = connection.Wire(server_url, "test")
+    wire.call([("PING",)])
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "_reply", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            wire.call([("ECHO", "old")])
+
+    assert wire.call([("ECHO", "new")]) == [b"new"]
+
+
+def test_connections_say_whose_they_are(redis: Redis, server_url: str) -> None:
+    """An operator sees in CLIENT LIST what is connected."""
+    wire = connection.Wire(server_url, "queue:host 1")
+    wire.call([("PING",)])
+
+    assert any(client["name"].startswith("conserver:queue:host_1:") for client in redis.client_list())
