@@ -172,17 +172,22 @@ class Wire:
         except RedisError as error:
             return error
 
-    def wait_for_push(self, timeout_secs: float) -> bool:
-        """Wait until the server sends a message of its own (RESP3); say whether one came."""
+    def wait_for_push(self, timeout_secs: float) -> list[str] | None:
+        """Wait until the server says that keys have changed which this connection has read (RESP3).
+
+        Return the keys, or an empty list if it does not say which; None if nothing came within the time.
+        """
         connection = self._connection
         try:
             if not connection.can_read(timeout_secs):
-                return False
-            connection.read_response(push_request=True)
+                return None
+            connection._parser.set_invalidation_push_handler(lambda message: message)
+            message = connection.read_response(push_request=True)
         except (RedisError, OSError) as error:
             connection.disconnect()
             raise ServerError(f"server at {self.address}: {error}") from error
-        return True
+        keys = message[1] if isinstance(message, list) and len(message) > 1 else None
+        return [key.decode("utf-8", "surrogateescape") for key in keys or ()]
 
     def close(self) -> None:
         """Close the connection; the next call opens a new one."""

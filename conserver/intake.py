@@ -76,10 +76,10 @@ class Intake:
                 turn.position = max(turn.position, start)
         taken: dict[str, int] = dict.fromkeys((t.config.name for t in turns), 0)
         weights = sum(t.config.weight for t in turns)
-        resting = [t for t in self._turns.values() if not t.in_hand and t.lists]
-        for _ in range(free):
-            left = free - sum(taken.values())
-            able = [t for t in turns if self._may(t, taken[t.config.name], left, weights, len(turns), resting)]
+        caps = {t.config.name: self._cap(t, weights, len(turns)) for t in turns}
+        resting = sum(1 for t in self._turns.values() if not t.in_hand and t.lists)
+        for left in range(free, 0, -1):
+            able = [t for t in turns if self._may(t, taken[t.config.name], caps[t.config.name], left, resting)]
             if not able:
                 break
             turn = min(able, key=lambda t: (t.position, t.in_hand + taken[t.config.name]))
@@ -87,17 +87,26 @@ class Intake:
             taken[turn.config.name] += 1
         return self._by_list(turns, taken, now)
 
-    def _may(self, turn: _Turn, taken: int, left: int, weights: int, contenders: int, resting: list[_Turn]) -> bool:
+    def _cap(self, turn: _Turn, weights: int, contenders: int) -> int:
+        """Return how many claims of a chain may be in hand."""
+        caps = [self._threads]
+        if turn.paused:
+            caps.append(turn.in_hand + turn.probes)
+        if turn.config.concurrency is not None:
+            caps.append(turn.config.concurrency)
+        if contenders > 1:
+            caps.append(math.ceil(self._threads * turn.config.weight / weights))
+        return min(caps)
+
+    def _may(self, turn: _Turn, taken: int, cap: int, left: int, resting: int) -> bool:
         mine = turn.in_hand + taken
-        if turn.paused and taken >= turn.probes:
+        if mine >= cap:
             return False
-        if turn.config.concurrency is not None and mine >= turn.config.concurrency:
-            return False
-        if contenders > 1 and mine >= math.ceil(self._threads * turn.config.weight / weights):
-            return False
-        others = sum(1 for t in resting if t is not turn)
-        reserve = min(others, max(1, self._threads // 4)) if self._threads > 1 else 0
-        return mine == 0 or left > reserve
+        if mine == 0 or self._threads == 1:
+            return True
+        # What it leaves free is for those that have nothing in hand, and may have work the next moment.
+        others = resting - (not turn.in_hand)
+        return left > min(others, max(1, self._threads // 4))
 
     def _by_list(self, turns: list[_Turn], taken: Mapping[str, int], now: float) -> dict[str, int]:
         wanted: dict[str, int] = {}
@@ -133,11 +142,12 @@ class Intake:
         if chain in self._turns:
             self._turns[chain].in_hand -= 1
 
-    def look(self, lists: Iterable[str] | None = None) -> None:
-        """Something may be in *lists*, or in any."""
-        for turn in self._turns.values():
-            for name in turn.lists if lists is None else lists:
-                turn.empty_until.pop(name, None)
+    def look(self, lists: Iterable[str]) -> None:
+        """Something may be in *lists*."""
+        for name in lists:
+            chain = self._chain_of.get(name)
+            if chain in self._turns:
+                self._turns[chain].empty_until.pop(name, None)
 
     def rest(self, name: str, secs: float) -> bool:
         """Leave a list that cannot be read alone for a while; say whether that is news."""

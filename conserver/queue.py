@@ -338,11 +338,11 @@ class Session:
         there = iter(reply)
         return [bool(uuid and next(there)) for uuid in uuids]
 
-    def wake_keys(self, lists: Iterable[str]) -> list[str]:
-        """Return the keys whose entries this worker claims, for a watch."""
+    def wake_keys(self, lists: Iterable[str]) -> dict[str, str]:
+        """Return the keys whose entries this worker claims, each with its list, for a watch."""
         if self._suspects:
-            return [_own(name, "suspects") for name in lists]
-        return [key for name in lists for key in (name, _own(name, "returned"))]
+            return {_own(name, "suspects"): name for name in lists}
+        return {key: name for name in lists for key in (name, _own(name, "returned"))}
 
     def _all(self, commands: list[connection.Command]) -> list[Any]:
         if not commands:

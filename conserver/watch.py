@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from conserver.connection import Wire
 from conserver.errors import ServerError
@@ -24,19 +24,19 @@ _LONGEST_PAUSE_SECS = 0.25
 
 
 class Watch:
-    """A thread that calls *wake* once after `arm` when one of the keys has entries."""
+    """A thread that calls *wake* once after `arm`, with the lists that may have entries."""
 
-    def __init__(self, url: str, name: str, wake: Callable[[], None]) -> None:
+    def __init__(self, url: str, name: str, wake: Callable[[Iterable[str]], None]) -> None:
         self._wire = Wire(url, f"watch:{name}", resp3=True)
         self._wake = wake
         self._armed = threading.Event()
-        self._keys: Sequence[str] = ()
+        self._keys: Mapping[str, str] = {}
         self._tracks = False
         self._connected = False
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
-    def arm(self, keys: Sequence[str]) -> None:
-        """Wake the worker when one of the lists *keys* has an entry, which may be at once."""
+    def arm(self, keys: Mapping[str, str]) -> None:
+        """Wake the worker when one of *keys*, each with the list it belongs to, has an entry: maybe at once."""
         self._keys = keys
         if keys:
             self._armed.set()
@@ -45,36 +45,40 @@ class Watch:
         while True:
             self._armed.wait()
             try:
-                self._wait_for_entries()
+                lists = self._wait_for_entries()
             except ServerError as error:
                 # The worker meets the same trouble and says so.
                 log.debug("the watch lost its connection: %s", error)
                 self._connected = False
                 time.sleep(0.2)
+                lists = set(self._keys.values())
             self._armed.clear()
-            self._wake()
+            self._wake(lists)
 
-    def _wait_for_entries(self) -> None:
+    def _wait_for_entries(self) -> set[str]:
         if not self._connected:
             reply = self._wire.call([("CLIENT", "TRACKING", "ON")])[0]
             self._tracks = not isinstance(reply, Exception)
             self._connected = True
         pause = _FIRST_PAUSE_SECS
         give_up = time.monotonic() + LOOK_AGAIN_SECS
-        asked: list[str] = []
+        keys: Mapping[str, str] = {}
         while time.monotonic() < give_up:
             # Asked again only when the worker has other lists by now: the server remembers what was asked.
-            if not self._tracks or asked != self._keys:
-                asked = list(self._keys)
-                if self._any_entries(asked):
-                    return
-            if self._tracks:
-                if self._wire.wait_for_push(_LONGEST_PAUSE_SECS):
-                    return
-            else:
+            if not self._tracks or keys != self._keys:
+                keys = self._keys
+                lists = self._with_entries(keys)
+                if lists:
+                    return lists
+            if not self._tracks:
                 time.sleep(pause)
                 pause = min(pause * 1.5, _LONGEST_PAUSE_SECS)
+                continue
+            changed = self._wire.wait_for_push(_LONGEST_PAUSE_SECS)
+            if changed is not None:
+                return {keys[key] for key in changed if key in keys} or set(keys.values())
+        return set(keys.values())
 
-    def _any_entries(self, keys: Sequence[str]) -> bool:
+    def _with_entries(self, keys: Mapping[str, str]) -> set[str]:
         replies = self._wire.call([("LLEN", key) for key in keys]) if keys else []
-        return any(isinstance(reply, int) and reply > 0 for reply in replies)
+        return {name for name, n in zip(keys.values(), replies, strict=True) if isinstance(n, int) and n > 0}

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
@@ -89,7 +89,7 @@ class Worker:
         self.reporter = Reporter(spec.name, self.store, spec.settings)
         self.pauses = Pauses(self.queue, self.intake, spec.settings.pause_secs)
         self.board = Board(spec.slots, memory=spec.board_memory)
-        self.watch = Watch(spec.url, spec.name, wake=lambda: self.inbox.put(self.intake.look))
+        self.watch = Watch(spec.url, spec.name, wake=self._wake)
         self.chains: dict[str, Chain] = {}
         self.storages: list[components.Storage] = []
         self.runs: dict[tuple[str, int], Run] = {}
@@ -116,7 +116,7 @@ class Worker:
         while not (self.stopping and not self.runs and not self.pending):
             wanted = {} if self.stopping else self.intake.wanted(self.free)
             if not wanted and not self.pending:
-                self.watch.arm(self.session.wake_keys(self.intake.empty()) if self.free and not self.stopping else [])
+                self.watch.arm(self.session.wake_keys(self.intake.empty()) if self.free and not self.stopping else {})
                 self._collect(TICK_SECS if self.runs else 1.0)
                 self._look_after_deadlines()
                 continue
@@ -276,6 +276,9 @@ class Worker:
             log.error("the server does not work; claims wait until it does: %s", trouble)
         # With jitter, so that all workers do not come back in the same moment.
         self._collect(min(2.0, 0.05 * 2 ** min(self._trouble, 6)) * random.uniform(0.5, 1.0))  # noqa: S311
+
+    def _wake(self, lists: Iterable[str]) -> None:
+        self.inbox.put(lambda: self.intake.look(lists))
 
     def stop(self, within_secs: float) -> None:
         """Claim no more; what still runs after *within_secs* is given back."""

@@ -78,7 +78,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 def test_every_command_and_option_is_documented(name: str, options: list[str]) -> None:
     """docs/reference/cli.md has a section for each command, and in it every option."""
     page = (ROOT / "docs/reference/cli.md").read_text()
-    heading = f"# `{name}" if name == "conserver" else f"## `{name}"
+    heading = f"# `{name}`" if name == "conserver" else f"## `{name}`"
     assert heading in page
     section = page.partition(heading)[2].partition("\n## ")[0]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from conserver.embedded import EmbeddedServer
+from conserver.embedded import EmbeddedServer, temporary_server
 from tests.commands import CONFIG, ROOT, Folder
 from tests.waiting import wait_until
 
@@ -180,3 +180,20 @@ def test_a_note_about_the_environment_is_a_warning(folder: Folder, start: Start)
     wait_until(lambda: "workers are always spawned, never forked" in folder.said(), 60)
 
     assert '"levelname":"WARNING"' in folder.said()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [("maxmemory", "1mb", "used memory > 'maxmemory'"), ("min-replicas-to-write", "1", "good replicas")],
+)
+def test_a_server_that_takes_no_writes_starts_nothing(folder: Folder, setting: str, value: str, message: str) -> None:
+    """A full server, or one whose replicas are gone: its address, its words, and exit code 3."""
+    with temporary_server() as url:
+        with Redis.from_url(url) as client:
+            client.config_set(setting, value)
+        done = folder.run("run", REDIS_URL=url)
+
+    assert f"error: server at {url}: " in done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 3

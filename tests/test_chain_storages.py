@@ -1,0 +1,221 @@
+"""conserver.chain: every storage is tried, and one that fails does not stop the others."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from conserver import StorageError, push, vcons
+from conserver.components import Storage
+from conserver.config import Retry
+from conserver.errors import ClaimLost
+from conserver.settings import Settings
+from conserver.store import digest
+from tests.runs import A, Host, goes_on, link, storage
+from tests.waiting import wait_until
+
+
+@pytest.fixture(params=[True, False], ids=["parallel", "sequential"])
+def host(redis: Redis, server_url: str, request: pytest.FixtureRequest) -> Host:
+    return Host(redis, server_url, Settings(parallel_storage=request.param))
+
+
+@pytest.fixture
+def parallel(redis: Redis, server_url: str) -> Host:
+    return Host(redis, server_url, Settings(parallel_storage=True))
+
+
+def fails(uuid: str) -> None:
+    raise StorageError("the bucket is gone")
+
+
+def gives_back(uuid: str, opts: Any) -> None:
+    return None
+
+
+def test_one_that_fails_stops_no_other(host: Host) -> None:
+    """What it could not save is told by name; the vCon is delivered."""
+    saved: list[str] = []
+    storages = [storage(fails, "a"), storage(lambda uuid: saved.append(uuid), "b"), storage(fails, "c")]
+
+    outcome = host.run(host.chain([], storages))
+
+    assert outcome.kind == "delivered"
+    assert saved == [A]
+    assert outcome.storage_errors == {name: "StorageError: the bucket is gone" for name in ("a", "c")}
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), MemoryError()])
+def test_whatever_a_storage_raises_is_its_own_failure(host: Host, error: BaseException) -> None:
+    """Storages are other people's code."""
+
+    def save(uuid: str) -> None:
+        raise error
+
+    outcome = host.run(host.chain([], [storage(save, "a"), storage(lambda uuid: None, "b")]))
+
+    assert outcome.kind == "delivered"
+    assert outcome.storage_errors.keys() == {"a"}
+
+
+def test_a_required_one_that_fails_fails_the_vcon(host: Host) -> None:
+    """All others are tried first; a retry need not run the links again."""
+    saved: list[str] = []
+    storages = [storage(fails, "a", required=True), storage(saved.append, "b")]
+    retry = Retry(attempts=2)
+
+    outcome = host.run(host.chain([link(goes_on)], storages, retry=retry))
+
+    assert (outcome.kind, outcome.retry) == ("failed", retry)
+    assert outcome.error == "storage 'a' is required and failed: StorageError: the bucket is gone"
+    assert saved == [A]
+    assert outcome.note is not None
+    assert outcome.note.done == 1
+
+
+def test_all_save_the_version_that_may_expire(host: Host) -> None:
+    """Even if somebody changes the vCon while they save."""
+    saved: list[bytes] = []
+    changed = threading.Lock()
+
+    def save(uuid: str) -> None:
+        vcon = vcons.get(uuid)
+        with changed:
+            if not saved:
+                with host.store.edit(uuid) as other:
+                    other.add_tag("late", "1")
+            saved.append(vcon.to_bytes())
+
+    storages = [storage(save, name, get=gives_back) for name in ("a", "b")]
+    outcome = host.run(host.chain([], storages))
+
+    assert saved[0] == saved[1]
+    assert b"late" not in saved[0]
+    assert outcome.version == digest(saved[0])
+
+
+@pytest.mark.parametrize(
+    "storages",
+    [
+        [],
+        [storage(lambda uuid: None)],
+        [storage(lambda uuid: None, "a", get=gives_back), storage(fails, "b")],
+        [storage(fails, "a", get=gives_back)],
+    ],
+    ids=["none", "gives nothing back", "one failed", "the only one failed"],
+)
+def test_without_a_good_copy_elsewhere_nothing_may_expire(host: Host, storages: list[Storage]) -> None:
+    """Every storage must have it, and one must be able to give it back."""
+    assert host.run(host.chain([], storages)).version == ""
+
+
+def test_storages_may_save_at_the_same_time(parallel: Host) -> None:
+    """Two that wait for each other both end."""
+    both = threading.Barrier(2, timeout=10)
+
+    outcome = parallel.run(parallel.chain([], [storage(lambda uuid: both.wait(), name) for name in "ab"]))
+
+    assert outcome.storage_errors == {}
+
+
+def test_storages_save_one_after_the_other_if_that_is_wanted(redis: Redis, server_url: str) -> None:
+    """In the order of the chain."""
+    host = Host(redis, server_url, Settings(parallel_storage=False))
+    seen: list[str] = []
+
+    host.run(host.chain([], [storage(lambda uuid, n=n: seen.append(n), n) for n in "abc"]))
+
+    assert seen == ["a", "b", "c"]
+
+
+def test_one_that_is_late_is_left_behind(parallel: Host, caplog: pytest.LogCaptureFixture) -> None:
+    """The others count; when it ends at last, that is told and changes nothing."""
+    wait, saved = threading.Event(), []
+    storages = [
+        storage(lambda uuid: wait.wait(10), "late", timeout=0.05, get=gives_back),
+        storage(lambda uuid: saved.append(uuid), "good", get=gives_back),
+    ]
+
+    outcome = parallel.run(parallel.chain([], storages))
+    wait.set()
+
+    assert (outcome.kind, outcome.storage_errors) == ("delivered", {"late": "no answer within 0.05 s"})
+    assert (saved, outcome.version) == ([A], "")
+    wait_until(lambda: "storage 'late' ended late: saved" in caplog.text)
+    assert outcome.storage_errors == {"late": "no answer within 0.05 s"}
+
+
+def overdue(host: Host, late: Storage, seen: threading.Event) -> Any:
+    run = host.begin(host.chain([link(goes_on)], [storage(fails, "a"), late]))
+    threading.Thread(target=run.chain.run, args=(run,), daemon=True).start()
+    assert seen.wait(10)
+    return run.overdue()
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_a_run_that_is_given_up_in_a_storage_is_delivered_unless_it_is_required(
+    redis: Redis, server_url: str, required: bool
+) -> None:
+    """What the storages before it said is kept."""
+    host = Host(redis, server_url, Settings(parallel_storage=False))
+    seen, wait = threading.Event(), threading.Event()
+    late = storage(lambda uuid: (seen.set(), wait.wait(10)), "late", timeout=3.0, required=required)
+
+    outcome = overdue(host, late, seen)
+    wait.set()
+
+    if required:
+        assert (outcome.kind, outcome.error) == ("failed", "storage 'late' did not answer within 3 s")
+    else:
+        assert outcome.kind == "delivered"
+        assert outcome.storage_errors == {"a": "StorageError: the bucket is gone", "late": "no answer within 3 s"}
+
+
+def test_a_claim_that_is_lost_in_a_storage_ends_the_run(host: Host) -> None:
+    """There is nothing to deliver, and no dead letter of the storage."""
+
+    def save(uuid: str) -> None:
+        raise ClaimLost("recovered")
+
+    assert host.run(host.chain([], [storage(save, "a"), storage(lambda uuid: None, "b")])).kind == "lost"
+
+
+def test_a_storage_may_push_like_a_link(host: Host) -> None:
+    """In whichever thread it runs, its pushes settle with the claim."""
+    run = host.begin(host.chain([], [storage(lambda uuid: push(f"to {n}", uuid), n) for n in "a"]))
+    two: list[Callable[[str], Any]] = [lambda uuid: push("one", uuid), lambda uuid: push("two", uuid)]
+    run_of_two = host.begin(host.chain([], [storage(save, str(i)) for i, save in enumerate(two)]))
+
+    run.chain.run(run)
+    run_of_two.chain.run(run_of_two)
+
+    assert run.pushes == [("to a", A)]
+    assert sorted(run_of_two.pushes) == [("one", A), ("two", A)]
+
+
+def test_a_vcon_that_was_deleted_on_its_way_is_saved_nowhere(host: Host) -> None:
+    """It fails, and says that the vCon was not there any more."""
+    saved: list[str] = []
+    delete = link(lambda uuid: host.store.delete(uuid) and uuid, "deletes")
+
+    outcome = host.run(host.chain([delete], [storage(saved.append)]))
+
+    assert outcome.kind == "failed"
+    assert f"there is no vCon {A}" in outcome.error
+    assert saved == []
+
+
+def test_a_run_counts_what_its_storages_did(host: Host) -> None:
+    """Success and error apart, and how long each took."""
+    run = host.begin(host.chain([], [storage(fails, "a"), storage(lambda uuid: None, "b")]))
+    run.chain.run(run)
+
+    assert sorted((dict(labels)["backend"], dict(labels)["outcome"]) for _, labels in run.counts) == [
+        ("a", "error"),
+        ("b", "success"),
+    ]
+    assert sorted(dict(labels)["backend"] for (_, labels), _ in run.timings) == ["a", "b"]
