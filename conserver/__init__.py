@@ -3,19 +3,14 @@
 These are the names for authors of links and storages; everything else belongs to the engine.
 """
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from conserver.errors import LinkError, StorageError, VconConflict, VconNotFound, VconSealed
 
 if TYPE_CHECKING:
+    __version__: str
     from conserver.ambient import derived_uuid, push, vcons
     from conserver.vcon import Vcon
-
-try:
-    __version__ = version("conserver")
-except PackageNotFoundError:
-    __version__ = "0.0.0"
 
 _LAZY = {"vcons": "ambient", "push": "ambient", "derived_uuid": "ambient", "Vcon": "vcon"}
 
@@ -39,4 +34,11 @@ def __getattr__(name: str) -> Any:
         from importlib import import_module
 
         return getattr(import_module(f"conserver.{_LAZY[name]}"), name)
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("conserver")
+        except PackageNotFoundError:
+            return "0.0.0"
     raise AttributeError(f"module 'conserver' has no attribute {name!r}")

@@ -82,6 +82,8 @@ class Run(Work):
         self.board: Callable[[bytes, float], None] = lambda what, deadline: None
         self.take_note: Callable[[Note], bool] = lambda note: True
         self._noted = self.began
+        # What the links that are done have asked for; one that fails and runs again asks again.
+        self._asked: tuple[tuple[tuple[str, str], ...], int | None] = ((), None)
         self._saved: dict[str, str] = {}
 
     def enter(self, what: bytes, timeout_secs: float) -> None:
@@ -97,8 +99,13 @@ class Run(Work):
 
     def note(self) -> Note:
         """Return how far this run has come."""
-        pushes = tuple(self.pushes)
-        return Note(self.done, self.chain.prefixes[self.done], self.uuid, pushes, self.expire_secs)
+        return Note(self.done, self.chain.prefixes[self.done], self.uuid, self._asked[0], self._asked[1])
+
+    def link_is_done(self, uuid: str) -> None:
+        """Go on with *uuid* behind the link that has just ended; what it asked for stands now."""
+        self.uuid = uuid
+        self.done += 1
+        self._asked = tuple(self.pushes), self.expire_secs
 
     def note_slow_work(self) -> None:
         """Write down which links are done, if that took a while: a run after a crash need not pay for them again."""
@@ -114,6 +121,7 @@ class Run(Work):
             return
         self.done, self.uuid = note.done, note.uuid
         self.pushes, self.expire_secs = list(note.pushes), note.expire_secs
+        self._asked = note.pushes, note.expire_secs
 
     def overdue(self) -> Outcome:
         """Return how this run ends that is still busy after its deadline."""
@@ -189,8 +197,7 @@ class Chain:
                 result = self._run_link(run, index)
                 if result is None:
                     return Outcome("stopped", run.uuid, link=self.links[index].name)
-                run.uuid = result
-                run.done = index + 1
+                run.link_is_done(result)
                 run.note_slow_work()
             run.link = None
             return self._save(run) if self.storages else self._delivered(run, {}, "")
@@ -220,8 +227,11 @@ class Chain:
                 if attempt == 3:
                     raise
                 del run.pushes[pushes:]
+            finally:
+                self._look_after(run)
         run.timings.append((self._timing[index], time.monotonic() - began))
-        self._look_after(run)
+        if run.abandoned:
+            raise ClaimLost(f"{run.stage} was over its time and the claim is settled")
         uuid = _checked(link, result)
         run.counts.append(self._halted[index] if uuid is None else self._done[index])
         return uuid
@@ -230,8 +240,6 @@ class Chain:
         if os.getpid() != self._pid:
             # The link forked and both came back. Only one of them holds the claim, and this is not it.
             os._exit(0)
-        if run.abandoned:
-            raise ClaimLost(f"{run.stage} was over its time and the claim is settled")
         if os.getcwd() != _FOLDER:
             log.warning("%s changed the working directory, which all links of a process share: changed back", run.stage)
             os.chdir(_FOLDER)

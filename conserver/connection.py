@@ -10,6 +10,7 @@ and its socket timeout is shorter than what we wait for. So there are two ways i
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,10 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.exceptions import (
     BusyLoadingError,
+    ClusterDownError,
     ConnectionError,
+    MasterDownError,
+    NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
@@ -35,12 +39,18 @@ from conserver.errors import ServerError
 CONNECT_TIMEOUT_SECS = 3.0
 REPLY_TIMEOUT_SECS = 10.0
 
-#: Errors by which a server says "not now" rather than "not this": nobody's dead letter.
+#: Codes by which a server says "not now" rather than "not this": nobody's dead letter.
 #: MISCONF: it cannot write its disk. NOREPLICAS, MASTERDOWN, CLUSTERDOWN: its neighbours are gone.
-#: NOPERM: a command is denied, for everybody alike, until an operator allows it.
-_NOT_NOW = (
-    *("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "LOADING", "READONLY", "OOM", "NOAUTH"),
-    *("NOPERM", "ACL failure"),
+#: NOPERM, or "ACL failure" in a script: a command is denied, for everybody alike, until an operator allows it.
+_NOT_NOW = re.compile(r"\b(MISCONF|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|LOADING|READONLY|OOM|NOAUTH|NOPERM|ACL failure)\b")
+_QUOTED = re.compile(r"'[^']*'")
+_COMMAND = re.compile(r"(?s)^Command # \d+ \(.*\) of pipeline caused error: ")
+#: A key that an ACL forbids is "not this": others may go on.
+_KEY_DENIED = re.compile(r"permissions to access (a|one of the) key")
+#: What redis-py has made a type of, cutting the code off the words.
+_TYPES = (
+    *(ConnectionError, TimeoutError, OutOfMemoryError, ReadOnlyError, BusyLoadingError, TryAgainError),
+    *(ClusterDownError, MasterDownError, NoPermissionError),
 )
 
 Command = Sequence[Any]
@@ -48,17 +58,22 @@ Command = Sequence[Any]
 
 def is_server_error(error: BaseException) -> bool:
     """Say whether *error* is the server's own trouble (no connection, full, read-only, loading)."""
-    if isinstance(error, ServerError | ConnectionError | TimeoutError | OutOfMemoryError | ReadOnlyError):
+    if isinstance(error, ServerError):
         return True
-    if isinstance(error, BusyLoadingError | TryAgainError):
-        return True
-    return isinstance(error, ResponseError) and is_not_now(str(error))
+    if key_is_denied(str(error)):
+        return False
+    return isinstance(error, _TYPES) or (isinstance(error, ResponseError) and is_not_now(str(error)))
 
 
 def is_not_now(words: str) -> bool:
     """Say whether a server's refusal means that it refuses everybody for now."""
-    # Inside a script the code of the error may stand behind ours, as in "ERR ... OOM command not allowed".
-    return any(code in words[:200] for code in _NOT_NOW)
+    # Inside a script the code may stand in the middle. Names of keys are quoted, and may be any word.
+    return not key_is_denied(words) and _NOT_NOW.search(_QUOTED.sub("", words[:300])) is not None
+
+
+def key_is_denied(words: str) -> bool:
+    """Say whether a server's refusal is about one key that an ACL does not allow."""
+    return _KEY_DENIED.search(words) is not None
 
 
 def _options(url: str, name: str) -> dict[str, Any]:
@@ -95,6 +110,8 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except RedisError as error:
+        # In a pipeline redis-py adds the command, and with it what was to be stored.
+        error.args = tuple(_COMMAND.sub("", arg) if isinstance(arg, str) else arg for arg in error.args)
         if not is_server_error(error):
             raise
         raise ServerError(str(error)) from error

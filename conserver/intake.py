@@ -26,6 +26,8 @@ class _Turn:
     in_hand: int = 0
     empty_until: dict[str, float] = field(default_factory=dict)
     unreadable: set[str] = field(default_factory=set)
+    rested: bool = True
+    """It had nothing to do since it last had a turn."""
     paused: bool = False
     probes: int = 0
 
@@ -68,12 +70,12 @@ class Intake:
         turns = [t for t in self._turns.values() if t.config.weight > 0 and not t.held_back and t.ready(now)]
         if not turns or free <= 0:
             return {}
-        # A chain that had nothing to do has saved up no turns: it begins beside the one that is least far on.
-        busy = [t.position for t in turns if t.in_hand]
-        start = min(busy) if busy else max(t.position for t in turns)
+        # A chain that had nothing to do has saved up no turns: it goes on beside the one that is least far on.
+        start = min((t.position for t in turns if not t.rested), default=None)
         for turn in turns:
-            if not turn.in_hand:
+            if turn.rested and start is not None:
                 turn.position = max(turn.position, start)
+            turn.rested = False
         taken: dict[str, int] = dict.fromkeys((t.config.name for t in turns), 0)
         weights = sum(t.config.weight for t in turns)
         caps = {t.config.name: self._cap(t, weights, len(turns)) for t in turns}
@@ -83,6 +85,8 @@ class Intake:
             if not able:
                 break
             turn = min(able, key=lambda t: (t.position, t.in_hand + taken[t.config.name]))
+            if not turn.in_hand and not taken[turn.config.name]:
+                resting -= 1
             turn.position += 1 / turn.config.weight
             taken[turn.config.name] += 1
         return self._by_list(turns, taken, now)
@@ -105,8 +109,7 @@ class Intake:
         if mine == 0 or self._threads == 1:
             return True
         # What it leaves free is for those that have nothing in hand, and may have work the next moment.
-        others = resting - (not turn.in_hand)
-        return left > min(others, max(1, self._threads // 4))
+        return left > min(resting, max(1, self._threads // 4))
 
     def _by_list(self, turns: list[_Turn], taken: Mapping[str, int], now: float) -> dict[str, int]:
         wanted: dict[str, int] = {}
@@ -136,6 +139,7 @@ class Intake:
                 # It did not use all of its turns.
                 turn.position -= (n - given) / turn.config.weight
                 turn.empty_until[name] = now + LOOK_AGAIN_SECS
+                turn.rested = turn.rested or not turn.ready(now)
 
     def settled(self, chain: str) -> None:
         """Note that a claim of *chain* is settled or abandoned."""

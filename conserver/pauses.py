@@ -19,7 +19,7 @@ from conserver.queue import Queue
 log = logging.getLogger(__name__)
 
 LONGEST_PAUSE_SECS = 600.0
-_VARYING = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}|\d+|0x[0-9a-fA-F]+")
+_VARYING = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}|0x[0-9a-fA-F]+|\d+(\.\d+)?")
 
 
 def signature(outcome: Outcome) -> str | None:
@@ -98,6 +98,9 @@ class Pauses:
     def pause(self, chain: Chain, why: str, failed: str | None = None) -> None:
         """Pause *chain* for all workers; the pause doubles if it was paused before."""
         before = self._paused.get(chain.name, {})
+        if before and not before.get("retry_at"):
+            # An operator's pause is an operator's to end.
+            return
         secs = min(LONGEST_PAUSE_SECS, 2 * float(before["secs"])) if before.get("secs") else self._first_secs
         entry: dict[str, Any] = {"reason": why[:400], "since": before.get("since") or now(), "secs": secs}
         entry["signature"] = failed or before.get("signature")

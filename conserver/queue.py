@@ -187,20 +187,26 @@ def reason(
 
     `uuid` is the vCon that the entry had led to, where that is another one. The note goes along if it fits.
     """
-    why: dict[str, Any] = {"n": 1, "error": "", "link": shorten(link, 60), "chain": shorten(chain, 60)}
-    why |= {"at": at, "worker": shorten(worker, 60)}
+    why: dict[str, Any] = {"n": 1, "error": "", "link": _fitting(link, 60), "chain": _fitting(chain, 60)}
+    why |= {"at": at, "worker": _fitting(worker, 60)}
     if crashes:
         why["crashes"] = crashes
     if uuid:
         why["uuid"] = uuid
-    if note is not None and len(note.to_json()) < 180:
-        why["note"] = _decode(note.to_json())
     why = {key: value for key, value in why.items() if value != "" or key == "error"}
-    room = 490 - len(_encode(why))
-    why["error"] = shorten(error, 300)
-    while len(_encode(why["error"])) > room and why["error"]:
-        why["error"] = why["error"][: -max(1, (len(_encode(why["error"])) - room) // 4)]
+    # The error comes first: a note only saves work.
+    why["error"] = _fitting(error, 490 - len(_encode(why)))
+    if note is not None and len(_encode(why)) + len(note.to_json()) < 480:
+        why["note"] = _decode(note.to_json())
     return _encode(why)
+
+
+def _fitting(text: str, most_bytes: int) -> str:
+    """Return *text* on one line, cut so that it takes at most *most_bytes* as JSON."""
+    text = shorten(text, max(1, most_bytes)).encode("utf-8", "replace").decode()
+    while len(_encode(text)) - 2 > most_bytes:
+        text = text[: -max(2, (len(_encode(text)) - 2 - most_bytes) // 4)] + "…"
+    return text
 
 
 @dataclass(slots=True)
@@ -265,17 +271,7 @@ class Session:
             trip.trouble = error
             return trip
         for (name, rows), reply in zip(by_list.items(), replies, strict=False):
-            if isinstance(reply, Exception):
-                trip.trouble = self._refusal(reply)
-                continue
-            for row, result in zip(rows, reply, strict=True):
-                if isinstance(result, int):
-                    trip.results[row] = result
-                    self._held[name].discard(settlements[row].claim.seq)
-                elif connection.is_not_now(words := result.decode("utf-8", "replace")):
-                    trip.trouble = ServerError(f"server at {self._wire.address}: {words}")
-                else:
-                    trip.results[row] = words
+            self._note_results(trip, name, rows, settlements, reply)
         for name, reply in zip(wanted, replies[len(by_list) :], strict=True):
             if reply is None:
                 trip.trouble = NotAMember(f"worker {self.worker} was taken for dead and may not claim from {name!r}")
@@ -286,6 +282,35 @@ class Session:
                     trip.unreadable[name] = reply[0].decode("utf-8", "replace")
                 self._take(name, reply, trip.claims)
         return trip
+
+    def _note_results(
+        self, trip: Trip, name: str, rows: list[int], settlements: Sequence[Settlement], reply: Any
+    ) -> None:
+        if isinstance(reply, Exception):
+            words = str(reply)
+            if not connection.key_is_denied(words):
+                trip.trouble = self._refusal(reply)
+            elif len(rows) == 1:
+                trip.results[rows[0]] = words
+            else:
+                # One key that is denied refuses the whole script: each by itself, so that one alone is refused.
+                for row in rows:
+                    self._note_results(trip, name, [row], settlements, self._alone(name, settlements[row]))
+            return
+        for row, result in zip(rows, reply, strict=True):
+            if isinstance(result, int):
+                trip.results[row] = result
+                self._held[name].discard(settlements[row].claim.seq)
+            elif connection.is_not_now(words := result.decode("utf-8", "replace")):
+                trip.trouble = ServerError(f"server at {self._wire.address}: {words}")
+            else:
+                trip.results[row] = words
+
+    def _alone(self, name: str, settlement: Settlement) -> Any:
+        try:
+            return self._all([self._settle_command(name, [settlement])])[0]
+        except ServerError as error:
+            return error
 
     def _refusal(self, reply: Exception) -> ServerError:
         return ServerError(f"server at {self._wire.address}: {reply}")
@@ -353,14 +378,20 @@ class Session:
         replies = self._wire.call(commands)
         again = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if again:
-            self._loaded = False
-            for i, reply in zip(again, self._all([commands[i] for i in again]), strict=True):
+            # The server has forgotten its scripts. If it does not take them, that is its answer.
+            self._wire.call([("SCRIPT", "LOAD", script.text) for script in scripts.ALL])
+            for i, reply in zip(again, self._wire.call([commands[i] for i in again]), strict=True):
                 replies[i] = reply
         return replies
 
     def leave(self) -> None:
-        """Give up membership of every list; what is still held is recovered by the supervisor."""
-        self._all([("SREM", _own(name, "workers"), self.worker) for name, held in self._held.items() if not held])
+        """Give up membership of every list where nothing is held; what is held is recovered by the supervisor."""
+        self._all(
+            [
+                scripts.LEAVE.command([_own(name, "workers"), _own(name, f"held:{self.worker}")], [self.worker])
+                for name in self._held
+            ]
+        )
         self._wire.close()
 
 
@@ -470,7 +501,7 @@ class Queue:
         if not entries:
             return []
         whys = self._client.hmget(self._reasons(name), [_dead_field(e) for e in entries])
-        return [(entry, _decode(why) if why else {}) for entry, why in zip(entries, whys, strict=True)]
+        return [(entry, _why(why)) for entry, why in zip(entries, whys, strict=True)]
 
     def dead_count(self, name: str) -> int:
         """Return how many dead letters *name* has."""
@@ -520,7 +551,7 @@ class Queue:
 
     def paused(self) -> dict[str, dict[str, Any]]:
         """Return the paused chains and why."""
-        return {_text(chain): _decode(why) for chain, why in self._client.hgetall(PAUSED).items()}
+        return {_text(chain): _why(why) for chain, why in self._client.hgetall(PAUSED).items()}
 
     def win_probe(self, chain: str, secs: float) -> bool:
         """Say whether this caller, and no other for *secs* seconds, may try a paused chain again."""
@@ -535,7 +566,7 @@ class Queue:
         """Raise ServerError unless the server answers and takes a write."""
         try:
             self._once.set("conserver:probe", b"1", ex=60)
-        except (redis.RedisError, OSError) as error:
+        except (redis.RedisError, ServerError) as error:
             raise ServerError(f"the server does not take writes: {error}") from error
 
     def server_info(self) -> dict[str, Any]:
@@ -565,6 +596,15 @@ def _dead_field(entry: bytes) -> bytes:
     if len(entry) > 200:
         return b"sha1:" + hashlib.sha1(entry, usedforsecurity=False).hexdigest().encode()
     return entry
+
+
+def _why(data: bytes | None) -> dict[str, Any]:
+    # Other programs may write what they like there.
+    try:
+        why = _decode(data) if data else {}
+    except msgspec.DecodeError:
+        why = {}
+    return why if isinstance(why, dict) else {}
 
 
 def _text(value: Any) -> str:

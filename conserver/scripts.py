@@ -53,6 +53,6 @@ class Script:
 
 
 CLAIM, SETTLE, NOTE, RECOVER, DUE = (Script(n) for n in ("claim", "settle", "note", "recover", "due"))
-RETRY, DROP = Script("retry"), Script("drop")
+LEAVE, RETRY, DROP = Script("leave"), Script("retry"), Script("drop")
 SAVE, TOUCH, DELETE, EXPIRE = (Script(n) for n in ("save", "touch", "delete", "expire"))
-ALL = (CLAIM, SETTLE, NOTE, RECOVER, DUE, RETRY, DROP, SAVE, TOUCH, DELETE, EXPIRE)
+ALL = (CLAIM, SETTLE, NOTE, RECOVER, DUE, LEAVE, RETRY, DROP, SAVE, TOUCH, DELETE, EXPIRE)

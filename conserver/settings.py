@@ -112,7 +112,7 @@ class Settings:
             sorted_set=read.text("VCON_SORTED_SET_NAME") or "vcons",
             egress_format_version=egress or None,
             max_vcon_bytes=read.integer("CONSERVER_MAX_VCON_BYTES", 64 * 1024 * 1024, least=1024),
-            metrics_port=read.integer("CONSERVER_METRICS_PORT", 9464, least=0),
+            metrics_port=read.integer("CONSERVER_METRICS_PORT", 9464, least=0, most=65535),
             log_level=read.choice("LOG_LEVEL", "INFO", _LEVELS, upper=True),
             logging_config_file=Path(logging_config) if logging_config else None,
             testing=read.flag("CONSERVER_TESTING", False),
@@ -161,7 +161,7 @@ class _Reader:
             raise SettingsError(f"{name}={value!r}: must be at least {least:g}")
         return number
 
-    def integer(self, name: str, default: int, *, least: int) -> int:
+    def integer(self, name: str, default: int, *, least: int, most: int | None = None) -> int:
         value = self.text(name)
         if not value:
             return default
@@ -171,4 +171,6 @@ class _Reader:
             raise SettingsError(f"{name}={value!r}: must be a whole number") from None
         if number < least:
             raise SettingsError(f"{name}={value!r}: must be at least {least}")
+        if most is not None and number > most:
+            raise SettingsError(f"{name}={value!r}: must be at most {most}")
         return number

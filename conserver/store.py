@@ -24,7 +24,7 @@ from conserver.errors import ClaimLost, NotAVcon, ServerError, StorageError, Vco
 from conserver.merge import merge
 from conserver.settings import Settings
 from conserver.vcon import Vcon
-from conserver.vcon_json import canonical
+from conserver.vcon_json import canonical, load
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,15 @@ def party_keys(document: dict[str, Any]) -> set[str]:
             if isinstance(value, str) and value:
                 keys.add(_party_key(kind, value))
     return keys
+
+
+def _party_keys_of(text: bytes) -> set[str]:
+    # What is no vCon has no parties that could stand in the index.
+    try:
+        document = load(text)
+    except NotAVcon:
+        return set()
+    return party_keys(document) if isinstance(document, dict) else set()
 
 
 def _party_key(kind: str, value: str) -> str:
@@ -156,7 +165,7 @@ class VconStore:
         if outcome == "conflict":
             if not replace:
                 return "exists"
-            before, result = party_keys(Vcon.parse(rest[0]).document), "replaced"
+            before, result = _party_keys_of(rest[0]), "replaced"
             outcome, *rest = self._save(uuid, "*", text, revive=True)
         if outcome != "ok":
             raise _refused(uuid, outcome, rest)
@@ -316,7 +325,7 @@ class Writer:
             base_document = base_document or Vcon.parse(base).document
             document = merge(base_document, Vcon.parse(theirs).document, vcon.document)
             text, expected = Vcon(document).to_bytes(), digest(theirs)
-        before = party_keys(base_document or msgspec.json.decode(base)) if base else set()
+        before = _party_keys_of(base) if base else set()
         if base is None or party_keys(document) != before:
             self._store._index(uuid, document, before)
         # The base is what this writer wrote, never the merge's result: what it saves next grows from that.
@@ -325,6 +334,8 @@ class Writer:
 
     def delete(self, uuid: str) -> bool:
         """Delete the vCon from Redis and the index; see VconStore.delete."""
+        self._read.pop(uuid, None)
+        self._saved.pop(uuid, None)
         return self._store.delete(uuid)
 
     def freeze(self, uuid: str) -> str:

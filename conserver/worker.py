@@ -98,6 +98,7 @@ class Worker:
         self.free = threads
         self.abandoned: list[tuple[threading.Thread | None, Run]] = []
         self.pending: list[tuple[Run, Settlement]] = []
+        self.refused: list[tuple[float, Run]] = []
         self.stopping = False
         self.give_up = float("inf")
         self.idle_since = time.monotonic()
@@ -113,7 +114,7 @@ class Worker:
 
     def run(self) -> None:
         """Claim, run and settle until told to stop and nothing is in hand."""
-        while not (self.stopping and not self.runs and not self.pending):
+        while not (self.stopping and len(self.runs) == len(self.refused) and not self.pending):
             wanted = {} if self.stopping else self.intake.wanted(self.free)
             if not wanted and not self.pending:
                 self.watch.arm(self.session.wake_keys(self.intake.empty()) if self.free and not self.stopping else {})
@@ -224,7 +225,10 @@ class Worker:
     def _refused(self, run: Run, words: str) -> None:
         """A target of the settlement cannot take it: the run has failed; if that is refused as well, it goes back."""
         log.error("vCon %s could not be settled: %s", run.uuid, words, extra={"fields": run.fields()})
-        if run.outcome is not None and run.outcome.kind == "failed":
+        if run.ending == "returned":
+            # Not even that: it stays held, and is tried again later.
+            self.refused.append((time.monotonic() + REST_SECS, run))
+        elif run.outcome is not None and run.outcome.kind == "failed":
             self.pauses.pause(run.chain, f"dead letters of list {run.claim.list!r} are refused: {words}")
             self._settle(run, replace(run.outcome, kind="returned", error=words))
         else:
@@ -237,6 +241,10 @@ class Worker:
         if late < TICK_SECS:
             return
         self._looked = now
+        due = [run for at, run in self.refused if now > at]
+        self.refused = [(at, run) for at, run in self.refused if now <= at]
+        for run in due:
+            self._settle(run, Outcome("returned", run.uuid, "it could not be settled before", note=run.note()))
         if late > 1.0 + TICK_SECS:
             # The whole process was stopped, or starved: nobody's fault in here.
             for run in self.runs.values():

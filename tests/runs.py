@@ -66,7 +66,7 @@ class Host:
         """A run of *claim*, or of a new one, whose vCon is in Redis if it is *stored*."""
         if stored:
             for uuid in (A, B):
-                self.redis.setnx(f"vcon:{uuid}", self._text(uuid))
+                self.redis.setnx(f"vcon:{uuid}", self.text(uuid))
         claim = claim or self.claim()
         run = Run(claim, chain, self.store, found=self.session.found([claim])[0])
         run.take_note = lambda note: self.queue.note(claim, note)
@@ -77,7 +77,7 @@ class Host:
         return chain.run(self.begin(chain, claim, stored=stored))
 
     @staticmethod
-    def _text(uuid: str) -> bytes:
+    def text(uuid: str) -> bytes:
         from conserver.vcon import Vcon
 
         return Vcon(document(uuid)).to_bytes()

@@ -71,7 +71,9 @@ def test_another_uuid_goes_on_in_place_of_the_first(host: Host, result: object) 
     """For the links after, the storages and the egress."""
     seen: list[str] = []
 
-    outcome = host.run(host.chain([link(lambda uuid: result), link(lambda u: seen.append(u) or u)], [storage(seen.append)]))
+    outcome = host.run(
+        host.chain([link(lambda uuid: result), link(lambda u: seen.append(u) or u)], [storage(seen.append)])
+    )
 
     assert (outcome.kind, outcome.uuid) == ("delivered", B)
     assert seen == [B, B]
@@ -232,7 +234,9 @@ def test_a_link_that_conflicts_for_ever_fails(host: Host) -> None:
     """With the words of the conflict."""
     tries: list[str] = []
 
-    outcome = host.run(host.chain([link(lambda uuid: tries.append(uuid) or raising(VconConflict("/subject"))(uuid), "l")]))
+    outcome = host.run(
+        host.chain([link(lambda uuid: tries.append(uuid) or raising(VconConflict("/subject"))(uuid), "l")])
+    )
 
     assert (outcome.kind, outcome.error) == ("failed", "link 'l': VconConflict: /subject")
     assert len(tries) == 4
@@ -290,13 +294,12 @@ def changes_directory(uuid: str) -> str:
     "then",
     [
         goes_on,
-        pytest.param(
-            raising(ValueError("in /")),
-            marks=pytest.mark.xfail(reason="Chain._look_after is not called when the link raises"),
-        ),
+        raising(ValueError("in /")),
     ],
 )
-def test_the_working_directory_is_changed_back(host: Host, monkeypatch: pytest.MonkeyPatch, then: Callable[[str], str]) -> None:
+def test_the_working_directory_is_changed_back(
+    host: Host, monkeypatch: pytest.MonkeyPatch, then: Callable[[str], str]
+) -> None:
     """However the link ended: those of other vCons open their files in it."""
     monkeypatch.chdir(chain._FOLDER)
 
@@ -331,7 +334,9 @@ def test_a_run_counts_what_its_links_did(host: Host) -> None:
 def test_no_link_is_lost_to_a_note_of_another_chain() -> None:
     """The names in the notes change with each link's name and options."""
     links = [link(goes_on, "a"), link(goes_on, "b"), link(goes_on, "a", fingerprint="other")]
-    prefixes = {p for chosen in ([0, 1], [1, 0], [2, 1], [0, 2]) for p in chain._prefixes([links[i] for i in chosen])[1:]}
+    prefixes = {
+        p for chosen in ([0, 1], [1, 0], [2, 1], [0, 2]) for p in chain._prefixes([links[i] for i in chosen])[1:]
+    }
 
     assert len(prefixes) == 7
     assert chain._prefixes(links[:1]) == chain._prefixes(links)[:2]

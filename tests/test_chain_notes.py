@@ -103,7 +103,9 @@ def test_a_run_goes_on_behind_what_was_done(host: Host, sees: Callable[[str], ch
     assert (run.pushes, run.expire_secs) == ([("out", A)], 7)
 
 
-def test_links_that_are_all_done_leave_only_the_storages(host: Host, sees: Callable[[str], chain.Link], seen: list[str]) -> None:
+def test_links_that_are_all_done_leave_only_the_storages(
+    host: Host, sees: Callable[[str], chain.Link], seen: list[str]
+) -> None:
     """As after a required storage has failed."""
     made = host.chain([sees("a")], [storage(lambda uuid: seen.append("saved"))])
     claim = host.claim()
@@ -125,7 +127,9 @@ def test_a_note_of_another_chain_counts_for_nothing(
     assert seen == ["a a", "b a"]
 
 
-def test_a_chain_that_grew_behind_the_note_goes_on(host: Host, sees: Callable[[str], chain.Link], seen: list[str]) -> None:
+def test_a_chain_that_grew_behind_the_note_goes_on(
+    host: Host, sees: Callable[[str], chain.Link], seen: list[str]
+) -> None:
     """Only what the note speaks of has to be the same."""
     claim = host.claim()
     claim.note = Note(1, host.chain([sees("a")]).prefixes[1], A)
@@ -148,7 +152,6 @@ def test_a_note_to_a_vcon_that_is_gone_fails(host: Host, sees: Callable[[str], c
     assert f"there is no vCon {B}" in outcome.error
 
 
-@pytest.mark.xfail(reason="Run.note writes down the pushes of the link that is not done")
 @pytest.mark.parametrize("before", [[], [link(goes_on)]])
 def test_pushes_of_a_link_that_failed_are_not_kept(host: Host, before: list[chain.Link]) -> None:
     """It runs again and pushes again: once is what was asked for."""

@@ -46,7 +46,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 # Weights
 
 
-@pytest.mark.parametrize("threads", [1, 5, 16, 64])
+@pytest.mark.parametrize(
+    "threads",
+    [
+        1,
+        5,
+        16,
+        64,
+    ],
+)
 def test_weights_are_numbers_of_claims(threads: int) -> None:
     """4 to 1 in 1,000 claims of full lists, however many are claimed at once."""
     intake = made(threads, chain("a", weight=4), chain("b", weight=1))

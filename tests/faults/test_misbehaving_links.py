@@ -16,7 +16,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.faults
 
 #: What the vCon's subject asks for.
-ODD = '''
+ODD = """
 import os, sys, threading
 from conserver import vcons
 
@@ -49,7 +49,7 @@ def run(vcon_uuid, link_name, opts):
     if what == "stop":
         return None
     return vcon_uuid
-'''
+"""
 GOOD = {"print", "fork", "chdir", "thread", ""}
 WHY = {
     "number": "link 'odd': it returned 5: a link returns a vCon's UUID, or None to stop the chain",

@@ -16,7 +16,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.faults
 
 #: Logs that it was called, takes its time, and fails while there is a file `down`.
-SERVICE = '''
+SERVICE = """
 import os, time
 
 LOG = os.open(os.environ["EFFECTS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -28,13 +28,13 @@ def run(vcon_uuid, link_name, opts):
     if link_name == "service" and os.path.exists("down"):
         raise ConnectionError(f"no service for {vcon_uuid}")
     return vcon_uuid
-'''
+"""
 
 
-def make(tmp_path: Path, url: str, links: dict[str, object], **chain: object) -> Host:
+def make(tmp_path: Path, url: str, links: dict[str, dict[str, object]], **chain: object) -> Host:
     """A host with one chain of *links*, all of the module above."""
     config = {
-        "links": {name: {"module": "links.service", **(more if isinstance(more, dict) else {})} for name, more in links.items()},
+        "links": {name: {"module": "links.service", **more} for name, more in links.items()},
         "chains": {"main": {"links": list(links), "ingress_lists": ["in"], "egress_lists": ["out"], **chain}},
     }
     return Host(tmp_path / "host", url, config, links={"service": SERVICE}, CONSERVER_PAUSE_SECS=0.5)
@@ -79,7 +79,9 @@ def test_retries_end_as_a_dead_letter(tmp_path: Path, redis: Redis, server_url: 
 def test_slow_links_are_not_paid_twice(tmp_path: Path, redis: Redis, server_url: str):
     """A worker is killed in the second of two slow links: the first is not run again."""
     uuids = store(redis, [vcon() for _ in range(4)])
-    host = make(tmp_path, server_url, {"first": {"options": {"sleep": 1.2}}, "second": {"options": {"sleep": 1.2}}}).start()
+    host = make(
+        tmp_path, server_url, {"first": {"options": {"sleep": 1.2}}, "second": {"options": {"sleep": 1.2}}}
+    ).start()
     try:
         redis.rpush("in", *uuids)
         wait_until(lambda: sum(link == "second" for link, _ in host.effects()) == 4, 20)

@@ -74,7 +74,7 @@ def host(tmp_path: Path, server_url: str) -> Iterator[Host]:
 def test_trouble_of_the_server_is_nobodys_dead_letter(
     host: Host, redis: Redis, trouble: Callable[[Redis], Callable[[], object]]
 ):
-    """While it lasts everything waits; afterwards each vCon is tagged and delivered once, without a hand being moved."""
+    """While it lasts everything waits; afterwards each vCon is tagged and delivered once, by itself."""
     uuids = store(redis, [vcon() for _ in range(400)])
     host.start()
     redis.rpush("in", *uuids)

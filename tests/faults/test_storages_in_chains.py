@@ -17,7 +17,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.faults
 
 #: Keeps vCons in a folder; while there is a file `down` beside it, it fails, and while there is `hang`, it hangs.
-FOLDER = '''
+FOLDER = """
 import json, os, time
 from conserver import vcons
 
@@ -30,17 +30,17 @@ def save(vcon_uuid, opts):
     os.makedirs(path, exist_ok=True)
     with open(f"{path}/{vcon_uuid}", "w") as file:
         file.write(vcons.get(vcon_uuid).to_json())
-'''
+"""
 READABLE = (
     FOLDER
-    + '''
+    + """
 def get(vcon_uuid, opts):
     try:
         with open(f"{opts['path']}/{vcon_uuid}") as file:
             return json.load(file)
     except FileNotFoundError:
         return None
-'''
+"""
 )
 
 
@@ -170,6 +170,8 @@ def test_a_copy_expires_only_once_the_storages_hold_this_version(tmp_path: Path,
         redis.rpush("in", uuid)
         wait_until(lambda: redis.llen("out") == 2, 20, "it is fetched from the storage and delivered again")
 
-        assert json.loads(redis.get(f"vcon:{uuid}") or b"")["attachments"] == saved(tmp_path / "good")[uuid]["attachments"]
+        assert (
+            json.loads(redis.get(f"vcon:{uuid}") or b"")["attachments"] == saved(tmp_path / "good")[uuid]["attachments"]
+        )
     finally:
         host.close()

@@ -38,7 +38,7 @@ def run(vcon_uuid, link_name, opts):
 
 
 def test_three_writers_of_one_vcon_lose_nothing(tmp_path: Path, redis: Redis, server_url: str):
-    """Two chains in two processes and a third writer each add 200 analyses at the same time: all 600 are there, once."""
+    """Two chains in two processes and a third writer add 200 analyses each, at once: all 600 are there, once."""
     links = {n: {"module": "links.analyst", "options": {"times": 200}} for n in ("one", "two")}
     config = {
         "links": links,
