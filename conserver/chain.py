@@ -19,10 +19,10 @@ from typing import Any
 
 from conserver import ambient, telemetry
 from conserver.ambient import Work
+from conserver.claims import Claim, Note, dead_list
 from conserver.components import Link, Storage
 from conserver.config import ChainConfig, Retry
 from conserver.errors import ClaimLost, LinkError, ServerError, VconConflict, VconNotFound
-from conserver.queue import Claim, Note, dead_list
 from conserver.settings import Settings
 from conserver.store import VconStore
 

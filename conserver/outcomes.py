@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 
 from conserver import telemetry
 from conserver.chain import Outcome, Run
+from conserver.claims import Settlement, dead_list, reason, storage_dead_list
 from conserver.config import Retry
 from conserver.errors import ServerError
-from conserver.queue import MAX_RETURNS, Settlement, dead_list, reason, storage_dead_list
+from conserver.queue import MAX_RETURNS
 from conserver.settings import Settings
 from conserver.store import VconStore
 

@@ -16,9 +16,10 @@ from redis.lock import Lock
 from conserver import connection
 from conserver.ambient import Work, working
 from conserver.chain import describe
+from conserver.claims import storage_dead_list
 from conserver.components import Storage
 from conserver.errors import ConserverError, ServerError, VconNotFound
-from conserver.queue import Queue, storage_dead_list
+from conserver.queue import Queue
 from conserver.store import VconStore
 from conserver.vcon_forms import is_uuid
 

@@ -25,13 +25,14 @@ import msgspec
 
 from conserver import telemetry
 from conserver.board import Board, Entry
+from conserver.claims import reason
 from conserver.config import Config
 from conserver.embedded import EmbeddedServer
 from conserver.errors import ServerError
 from conserver.health import Health
 from conserver.lease import Lease, host_of
 from conserver.outcomes import now
-from conserver.queue import MAX_CRASHES, MAX_RETURNS, Queue, reason
+from conserver.queue import MAX_CRASHES, MAX_RETURNS, Queue
 from conserver.reload import Reload
 from conserver.settings import Settings
 from conserver.store import VconStore

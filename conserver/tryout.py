@@ -24,7 +24,8 @@ from conserver.embedded import temporary_server
 from conserver.errors import ConfigError, NotAVcon, ServerError, VconNotFound
 from conserver.findings import Findings, did_you_mean
 from conserver.outcomes import settlement
-from conserver.queue import Queue, Session
+from conserver.queue import Queue
+from conserver.session import Session
 from conserver.settings import Settings
 from conserver.store import VconStore
 from conserver.vcon import Vcon, migrate

@@ -24,12 +24,14 @@ from typing import Any
 from conserver import components, outbound, telemetry
 from conserver.board import Board
 from conserver.chain import Chain, Outcome, Run
+from conserver.claims import Settlement
 from conserver.config import Config
 from conserver.errors import ConfigError, ServerError
 from conserver.intake import Intake
 from conserver.outcomes import Reporter, settlement
 from conserver.pauses import Pauses
-from conserver.queue import NotAMember, Queue, Session, Settlement
+from conserver.queue import Queue
+from conserver.session import NotAMember, Session
 from conserver.settings import Settings
 from conserver.store import VconStore
 from conserver.watch import Watch

@@ -8,9 +8,11 @@ from typing import Any
 from redis import Redis
 
 from conserver.chain import Chain, Outcome, Run
+from conserver.claims import Claim
 from conserver.components import Link, Storage
 from conserver.config import ChainConfig
-from conserver.queue import Claim, Queue, Session
+from conserver.queue import Queue
+from conserver.session import Session
 from conserver.settings import Settings
 from conserver.store import VconStore
 

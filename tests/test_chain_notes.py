@@ -10,8 +10,8 @@ import pytest
 from redis import Redis
 
 from conserver import Vcon, chain, push, vcons
+from conserver.claims import Note, Settlement
 from conserver.config import Retry
-from conserver.queue import Note, Settlement
 from tests.runs import A, B, Host, document, goes_on, link, storage
 
 

@@ -19,9 +19,10 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from conserver import cli_print
+from conserver.claims import reason
 from conserver.cli import app
 from conserver.embedded import temporary_server
-from conserver.queue import Queue, reason
+from conserver.queue import Queue
 from tests.commands import CONFIG, ROOT, Folder
 
 UUID = "01928e10-193e-8231-b9a2-279e0d16bc46"

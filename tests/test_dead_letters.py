@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis import Redis
 
+from conserver.claims import Note, Settlement, reason
 from conserver.errors import ServerError
-from conserver.queue import Note, Queue, Session, Settlement, reason
+from conserver.queue import Queue
+from conserver.session import Session
 from tests.server_moods import denied, full
 
 A, B, C = (f"018f3c5e-0000-8000-8000-00000000000{n}" for n in "abc")

@@ -88,7 +88,7 @@ def test_every_component_and_option_has_its_page(kind: str, name: str) -> None:
     assert text.startswith(f"# {kind}s.{name}\n")
     schema = describe(f"{kind}s.{name}", "link" if kind == "link" else "storage")["options"]
     nested = [option for model in schema.get("$defs", {}).values() for option in model.get("properties", {})]
-    in_backticks = set(re.findall(r"`(\w+)`", text))
+    in_backticks = set(re.findall(r"`([\w-]+)(?:\.\w+)*`", text))  # `source.text_location` is a part of `source`
     assert [option for option in schema["properties"] if option not in in_backticks] == []
     assert [option for option in nested if not mentioned(option, text)] == []
 
@@ -152,7 +152,7 @@ def templates(tree: ast.AST) -> Iterator[str]:
 
 
 def own_keys(tree: ast.AST) -> Iterator[str]:
-    """The keys of one list, which `queue._own(list, what)` makes."""
+    """The keys of one list, which `claims.own_key(list, what)` makes."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_own":
             whats = [node.args[1]]

@@ -115,6 +115,23 @@ def test_a_chain_that_had_nothing_to_do_saves_up_no_turns() -> None:
     assert abs(total["a"] - total["b"]) <= 6
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_after_a_rest_of_all_they_begin_side_by_side(threads: int) -> None:
+    """What one has done alone before is not held against it when work comes for both in the same moment."""
+    intake = made(threads, chain("a"), chain("b"))
+    for only in [{"a"}] * 1000 + [set()] * 5:
+        settle(intake, claim(intake, threads, only=only))
+        intake.look(["a", "b"])
+
+    total: Counter[str] = Counter()
+    while total.total() < 50:
+        claims = claim(intake, threads)
+        settle(intake, claims)
+        total += claims
+
+    assert abs(total["a"] - total["b"]) <= 6
+
+
 def test_an_empty_list_costs_the_others_nothing() -> None:
     """One chain alone has all its threads busy, but for those kept for a chain that may wake up."""
     intake = made(8, chain("a"), chain("b"))

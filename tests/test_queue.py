@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from conserver import scripts
+from conserver.claims import Claim, Note, Settlement
 from conserver.errors import ServerError
-from conserver.queue import Claim, NotAMember, Note, Queue, Session, Settlement, Trip
+from conserver.queue import Queue
+from conserver.session import NotAMember, Session, Trip
 from tests.proxy import Proxy, proxied
 from tests.server_moods import denied, full, read_only
 

@@ -8,8 +8,10 @@ import pytest
 from redis import Redis
 
 from conserver import scripts
+from conserver.claims import Claim, Note, Settlement
 from conserver.errors import ServerError
-from conserver.queue import MAX_CRASHES, MAX_RETURNS, Claim, Depth, Note, Queue, Session, Settlement
+from conserver.queue import MAX_CRASHES, MAX_RETURNS, Depth, Queue
+from conserver.session import Session
 from tests.server_moods import denied, full, read_only
 from tests.waiting import wait_until
 

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import math
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from conserver import telemetry
 from conserver.settings import Settings
 from conserver.telemetry import JsonFormatter, Metrics, PlainFormatter, exposition, key, shorten
 
+CLASSIC = re.compile(r'[a-zA-Z_:][a-zA-Z0-9_:]*(\{([a-zA-Z_][a-zA-Z0-9_]*="([^"\\]|\\.)*",?)*\})? ')
 BREAKS_ALL = pytest.mark.xfail(reason="one value of one label ends the whole exposition")
 anything = st.text(st.characters(codec=None, categories=None))  # lone surrogates included
 writable = st.text(st.characters(codec="utf-8"))
@@ -259,7 +261,10 @@ def test_any_value_of_a_label_can_be_read_back(labels: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     "counts",
     [
-        [("conserver.link.mine.count", {}), ("conserver.link.mine.count", {"model": "x"})],
+        pytest.param(
+            [("conserver.link.mine.count", {}), ("conserver.link.mine.count", {"model": "x"})],
+            marks=pytest.mark.xfail(reason="two families of one name; a scrape with a second TYPE line is refused"),
+        ),
         [("conserver.link.my-link.count!", {})],
         [("conserver.x", {"not-a-name": "y"})],
         pytest.param([("conserver.x", {"n": 3})], marks=BREAKS_ALL),
@@ -277,8 +282,10 @@ def test_odd_numbers_of_one_link_do_not_hide_those_of_all(counts: list[tuple[str
     text = exposition([metrics.snapshot()], [])
     samples = parsed(text)
 
-    types = [line for line in text.decode().splitlines() if line.startswith("# TYPE")]
+    lines = text.decode().splitlines()
+    types = [line for line in lines if line.startswith("# TYPE")]
     assert len(types) == len(set(types))
+    assert all(CLASSIC.match(line) for line in lines if not line.startswith("#"))
     assert samples["conserver_good_total[]"] == 1
     assert len([name for name in samples if "created" not in name]) == 1 + len(counts)
 

@@ -1,0 +1,200 @@
+"""The hot path of the queue: all claims and settlements of one worker, spoken by one thread over one connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis.exceptions import NoScriptError
+
+from conserver import connection, scripts
+from conserver.claims import Claim, Settlement, own_key
+from conserver.errors import ConserverError, ServerError
+from conserver.queue import LISTS
+
+
+@dataclass(slots=True)
+class Trip:
+    """What came of a round trip.
+
+    `results` has for each settlement 1 (done), 0 (no longer held), the words of the target that refused it, or None
+    (the server did not say: send it again). `unreadable` are lists that are something else, with the server's words.
+    `trouble` is a ServerError if the server did not do all that was asked, or NotAMember.
+    """
+
+    results: list[int | str | None]
+    claims: list[Claim] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    trouble: ConserverError | None = None
+
+
+class NotAMember(ConserverError):
+    """This worker was recovered by somebody else: it may claim no more under its name."""
+
+
+class Session:
+    """The claims of one worker, spoken by one thread over one connection.
+
+    A worker that only takes *suspects* is a quarantine.
+    """
+
+    def __init__(self, url: str, worker: str, *, suspects: bool = False) -> None:
+        self.worker = worker
+        self._wire = connection.Wire(url, f"queue:{worker}")
+        self._suspects = suspects
+        self._held: dict[str, set[int]] = {}
+        self._after: dict[str, int] = {}
+        self._loaded = False
+
+    def join(self, lists: Iterable[str]) -> None:
+        """Become a worker that may claim from *lists*; repeating it changes nothing."""
+        names = [name for name in lists if name not in self._held]
+        if names:
+            joins = [("SADD", own_key(name, "workers"), self.worker) for name in names]
+            for reply in self._all([("SADD", LISTS, *names), *joins]):
+                if isinstance(reply, Exception):
+                    raise self._refusal(reply)
+        for name in names:
+            self._held[name] = set()
+            self._after[name] = 0
+
+    def trip(self, settlements: Sequence[Settlement], wanted: Mapping[str, int]) -> Trip:
+        """Settle and claim in one round trip.
+
+        What the server did not do is in the result, not an exception; a settlement without a result may be sent again.
+        """
+        by_list: dict[str, list[int]] = {}
+        for index, settlement in enumerate(settlements):
+            by_list.setdefault(settlement.claim.list, []).append(index)
+        commands = [self._settle_command(name, [settlements[i] for i in rows]) for name, rows in by_list.items()]
+        commands += [self._claim_command(name, n, by_list.get(name, ()), settlements) for name, n in wanted.items()]
+        trip = Trip(results=[None] * len(settlements))
+        try:
+            replies = self._all(commands)
+        except ServerError as error:
+            trip.trouble = error
+            return trip
+        for (name, rows), reply in zip(by_list.items(), replies, strict=False):
+            self._note_results(trip, name, rows, settlements, reply)
+        for name, reply in zip(wanted, replies[len(by_list) :], strict=True):
+            if reply is None:
+                trip.trouble = NotAMember(f"worker {self.worker} was taken for dead and may not claim from {name!r}")
+            elif isinstance(reply, Exception):
+                trip.trouble = self._refusal(reply)
+            else:
+                if reply[0]:
+                    trip.unreadable[name] = reply[0].decode("utf-8", "replace")
+                self._take(name, reply, trip.claims)
+        return trip
+
+    def _note_results(
+        self, trip: Trip, name: str, rows: list[int], settlements: Sequence[Settlement], reply: Any
+    ) -> None:
+        if isinstance(reply, Exception):
+            words = str(reply)
+            if not connection.key_is_denied(words):
+                trip.trouble = self._refusal(reply)
+            elif len(rows) == 1:
+                trip.results[rows[0]] = words
+            else:
+                # One key that is denied refuses the whole script: each by itself, so that one alone is refused.
+                for row in rows:
+                    self._note_results(trip, name, [row], settlements, self._alone(name, settlements[row]))
+            return
+        for row, result in zip(rows, reply, strict=True):
+            if isinstance(result, int):
+                trip.results[row] = result
+                self._held[name].discard(settlements[row].claim.seq)
+            elif connection.is_not_now(words := result.decode("utf-8", "replace")):
+                trip.trouble = ServerError(f"server at {self._wire.address}: {words}")
+            else:
+                trip.results[row] = words
+
+    def _alone(self, name: str, settlement: Settlement) -> Any:
+        try:
+            return self._all([self._settle_command(name, [settlement])])[0]
+        except ServerError as error:
+            return error
+
+    def _refusal(self, reply: Exception) -> ServerError:
+        return ServerError(f"server at {self._wire.address}: {reply}")
+
+    def _take(self, name: str, reply: list[Any], claims: list[Claim]) -> None:
+        held, held_key = self._held[name], own_key(name, f"held:{self.worker}")
+        for at in range(1, len(reply), 2):
+            seq = reply[at]
+            claims.append(Claim.parse(name, held_key, seq, reply[at + 1]))
+            held.add(seq)
+        if len(reply) > 1:
+            self._after[name] = max(self._after[name], *reply[1::2])
+
+    def _settle_command(self, name: str, settlements: list[Settlement]) -> connection.Command:
+        keys: dict[str, int] = {own_key(name, f"held:{self.worker}"): 1}
+        args: list[Any] = []
+        for settlement in settlements:
+            args += (settlement.claim.seq, len(settlement.operations))
+            for kind, key, a, b in settlement.operations:
+                args += (kind, keys.setdefault(key, len(keys) + 1), a)
+                if kind != "R":
+                    args.append(b)
+        return scripts.SETTLE.command(list(keys), args)
+
+    def _claim_command(
+        self, name: str, n: int, settling: Sequence[int], settlements: Sequence[Settlement]
+    ) -> connection.Command:
+        sources = [own_key(name, "suspects")] if self._suspects else [own_key(name, "returned"), name]
+        keys = [own_key(name, "workers"), own_key(name, f"held:{self.worker}"), own_key(name, "seq"), *sources]
+        # The settlements of this trip come first, so this is what will be held when the claim is executed.
+        held = self._held[name]
+        known = len(held) - sum(settlements[i].claim.seq in held for i in settling)
+        return scripts.CLAIM.command(
+            keys, [self.worker, n, self._after[name], known, 0 if self._suspects else len(keys)]
+        )
+
+    def found(self, claims: Sequence[Claim]) -> list[bool]:
+        """Say which vCons of *claims* are in Redis, and keep those from expiring while they are worked on.
+
+        When the server does not say, none counts as found: whoever runs it looks again.
+        """
+        uuids = [claim.uuid for claim in claims]
+        keys = [f"vcon:{uuid}" for uuid in uuids if uuid]
+        try:
+            reply = self._all([scripts.TOUCH.command(keys, [])])[0] if keys else []
+        except ServerError as error:
+            reply = error
+        if isinstance(reply, Exception):
+            return [False] * len(claims)
+        there = iter(reply)
+        return [bool(uuid and next(there)) for uuid in uuids]
+
+    def wake_keys(self, lists: Iterable[str]) -> dict[str, str]:
+        """Return the keys whose entries this worker claims, each with its list, for a watch."""
+        if self._suspects:
+            return {own_key(name, "suspects"): name for name in lists}
+        return {key: name for name in lists for key in (name, own_key(name, "returned"))}
+
+    def _all(self, commands: list[connection.Command]) -> list[Any]:
+        if not commands:
+            return []
+        if not self._loaded:
+            self._wire.call([("SCRIPT", "LOAD", script.text) for script in scripts.ALL])
+            self._loaded = True
+        replies = self._wire.call(commands)
+        again = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if again:
+            # The server has forgotten its scripts. If it does not take them, that is its answer.
+            self._wire.call([("SCRIPT", "LOAD", script.text) for script in scripts.ALL])
+            for i, reply in zip(again, self._wire.call([commands[i] for i in again]), strict=True):
+                replies[i] = reply
+        return replies
+
+    def leave(self) -> None:
+        """Give up membership of every list where nothing is held; what is held is recovered by the supervisor."""
+        self._all(
+            [
+                scripts.LEAVE.command([own_key(name, "workers"), own_key(name, f"held:{self.worker}")], [self.worker])
+                for name in self._held
+            ]
+        )
+        self._wire.close()

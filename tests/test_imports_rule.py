@@ -1,0 +1,132 @@
+"""Who may import whom: the plan of the house, read from the imports themselves."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+#: What a link or a storage may import of us; all else belongs to the engine.
+FOR_AUTHORS = {"conserver", "errors", "filters", "media", "models", "outbound", "telemetry"}
+
+#: A module of the engine, and those that may import it. One that is not here may be imported by any other: errors,
+#: settings, telemetry and vcon need nothing of ours and say so below.
+COMMANDS = {"cli", "cli_dlq", "cli_print", "daemon", "feed", "names", "overview", "replay", "server", "tryout", "testing"}
+IMPORTED_BY = {
+    "cli": {"__main__"},
+    "worker": {"supervisor"} | COMMANDS,
+    "supervisor": COMMANDS,
+    "chain": {"outcomes", "pauses", "worker"} | COMMANDS,
+    "components": {"chain", "reload", "worker", "supervisor"} | COMMANDS,
+    # Claims and settlements are values; only who has a Session or a Queue sees a list, and a chain never does.
+    "claims": {"chain", "outcomes", "queue", "session", "supervisor"} | COMMANDS,
+    "session": {"worker"} | COMMANDS,
+    "queue": {"ambient", "outcomes", "pauses", "session", "worker", "supervisor"} | COMMANDS,
+    "store": {"ambient", "chain", "outcomes", "worker", "supervisor"} | COMMANDS,
+    "ambient": {"__init__", "chain"} | COMMANDS,
+    "merge": {"store"},
+    "scripts": {"queue", "session", "store"},
+    "connection": {"queue", "session", "store", "lease", "watch"} | COMMANDS,
+    "intake": {"pauses", "worker"},
+    "pauses": {"worker"},
+    "outcomes": {"pauses", "worker", "supervisor"} | COMMANDS,
+    "watch": {"worker"},
+    "board": {"worker", "supervisor"},
+    "lease": {"supervisor", "overview"},
+    "reload": {"supervisor"},
+    "health": {"supervisor"},
+    "embedded": {"server", "supervisor", "tryout", "testing"},
+}
+
+#: Modules that need nothing of ours but these.
+NEEDS_ONLY = {
+    "errors": set(),
+    "settings": {"errors"},
+    "telemetry": {"settings"},
+    "board": set(),
+    "health": set(),
+    "connection": {"errors"},
+    "scripts": set(),
+    "claims": {"telemetry"},
+    "session": {"claims", "connection", "errors", "queue", "scripts"},
+    "queue": {"claims", "connection", "errors", "scripts"},
+    "vcon": {"errors", "vcon_forms", "vcon_json", "vcon_migration", "vcon_rules"},
+}
+
+
+def modules(folder: str) -> dict[str, Path]:
+    """Each module below *folder* by its dotted name, a package by its own."""
+    found = {}
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        parts = path.relative_to(ROOT / folder).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)] = path
+    return found
+
+
+ENGINE = modules("conserver")
+AUTHORS = {f"{kind}.{name}": path for kind in ("links", "storages") for name, path in modules(kind).items()}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules of ours that *path* imports, wherever in it: `conserver` itself, or what lies in it."""
+    for node in ast.walk(ast.parse(path.read_text(), path.name)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            base = node.module or ""
+            names = [f"{base}.{alias.name}" if base == "conserver" else base for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] in ("links", "storages"):
+                yield parts[0]
+            if parts[0] == "conserver":
+                # `from conserver import Vcon` is a name for authors, `from conserver import chain` a module.
+                yield parts[1] if len(parts) > 1 and parts[1] in ENGINE else "conserver"
+
+
+def test_the_reader_of_imports_sees_them(tmp_path: Path) -> None:
+    """In each spelling, at the top and inside of functions; a rule that sees nothing forbids nothing."""
+    path = tmp_path / "x.py"
+    path.write_text(
+        "import os, conserver.queue\nfrom conserver import Vcon, chain\nfrom conserver.store import VconStore\n"
+        "def f():\n    import conserver\n    from links import tag\n"
+    )
+
+    assert sorted(imports(path)) == ["chain", "conserver", "conserver", "links", "queue", "store"]
+
+
+def test_the_table_speaks_of_modules_that_exist() -> None:
+    """A module that was renamed is not forgotten here."""
+    spoken_of = set(IMPORTED_BY) | set(NEEDS_ONLY) | set().union(*IMPORTED_BY.values(), *NEEDS_ONLY.values())
+
+    assert spoken_of - set(ENGINE) == set()
+    assert len(AUTHORS) > 5
+
+
+@pytest.mark.parametrize("name", sorted(ENGINE))
+def test_the_engine_keeps_to_its_plan(name: str) -> None:
+    """Each module imports only what lies below it, and never a link or a storage."""
+    wanted = set(imports(ENGINE[name]))
+
+    forbidden = {other for other in wanted if other in IMPORTED_BY and name not in IMPORTED_BY[other]}
+    assert forbidden == set(), f"{name} may not import {sorted(forbidden)}: see IMPORTED_BY"
+    assert wanted.isdisjoint({"links", "storages"})
+    if name in NEEDS_ONLY:
+        assert wanted <= NEEDS_ONLY[name] | {"conserver"}, f"{name} needs only {sorted(NEEDS_ONLY[name])}"
+
+
+@pytest.mark.parametrize("name", sorted(AUTHORS))
+def test_links_and_storages_know_only_what_is_meant_for_authors(name: str) -> None:
+    """So the engine can change without them, and a user's own link can do all that ours do."""
+    exceptions = {
+        "links.webhook": {"settings", "vcon"},
+        "storages.redis_storage": {"connection"},
+    }
+
+    assert set(imports(AUTHORS[name])) - FOR_AUTHORS == exceptions.get(name, set())
