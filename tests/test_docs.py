@@ -154,7 +154,7 @@ def templates(tree: ast.AST) -> Iterator[str]:
 def own_keys(tree: ast.AST) -> Iterator[str]:
     """The keys of one list, which `claims.own_key(list, what)` makes."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_own":
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "own_key":
             whats = [node.args[1]]
             if isinstance(whats[0], ast.IfExp):
                 whats = [whats[0].body, whats[0].orelse]

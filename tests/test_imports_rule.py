@@ -23,7 +23,7 @@ IMPORTED_BY = {
     "chain": {"outcomes", "pauses", "worker"} | COMMANDS,
     "components": {"chain", "reload", "worker", "supervisor"} | COMMANDS,
     # Claims and settlements are values; only who has a Session or a Queue sees a list, and a chain never does.
-    "claims": {"chain", "outcomes", "queue", "session", "supervisor"} | COMMANDS,
+    "claims": {"chain", "outcomes", "queue", "session", "supervisor", "worker"} | COMMANDS,
     "session": {"worker"} | COMMANDS,
     "queue": {"ambient", "outcomes", "pauses", "session", "worker", "supervisor"} | COMMANDS,
     "store": {"ambient", "chain", "outcomes", "worker", "supervisor"} | COMMANDS,
