@@ -16,7 +16,7 @@ class Proxy:
     def __init__(self, server_url: str) -> None:
         self._server = urlsplit(server_url)
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = "redis://127.0.0.1:%d" % self._listener.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
         self._lose_reply = threading.Event()
         self._lose_request = threading.Event()
         self._sockets: list[socket.socket] = []

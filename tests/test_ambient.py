@@ -84,7 +84,9 @@ def test_without_a_server_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("REDIS_URL", raising=False)
     ambient._server.cache_clear()
 
-    with pytest.raises(ConserverError, match="outside of a chain, conserver.vcons needs REDIS_URL in the environment"):
+    with pytest.raises(
+        ConserverError, match=r"outside of a chain, conserver\.vcons needs REDIS_URL in the environment"
+    ):
         conserver.vcons.get(A)
 
 

@@ -15,7 +15,19 @@ FOR_AUTHORS = {"conserver", "errors", "filters", "media", "models", "outbound", 
 
 #: A module of the engine, and those that may import it. One that is not here may be imported by any other: errors,
 #: settings, telemetry and vcon need nothing of ours and say so below.
-COMMANDS = {"cli", "cli_dlq", "cli_print", "daemon", "feed", "names", "overview", "replay", "server", "tryout", "testing"}
+COMMANDS = {
+    "cli",
+    "cli_dlq",
+    "cli_print",
+    "daemon",
+    "feed",
+    "names",
+    "overview",
+    "replay",
+    "server",
+    "tryout",
+    "testing",
+}
 IMPORTED_BY = {
     "cli": {"__main__"},
     "worker": {"supervisor"} | COMMANDS,

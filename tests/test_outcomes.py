@@ -44,8 +44,8 @@ def settle(host: Host) -> Callable[..., Run]:
 
 
 def lists(redis: Redis) -> dict[str, list[bytes]]:
-    """Every list that is not empty, but for records a word on what they are."""
-    return {key.decode(): redis.lrange(key, 0, -1) for key in redis.keys() if redis.type(key) == b"list"}
+    """What every list of the server holds."""
+    return {key.decode(): redis.lrange(key, 0, -1) for key in redis.scan_iter() if redis.type(key) == b"list"}
 
 
 # Settlements

@@ -49,7 +49,9 @@ def test_a_file_that_did_not_change_is_not_read(reload: Reload, monkeypatch: pyt
     assert reload.look() is None
 
 
-def test_a_change_comes_into_force_once(reload: Reload, write: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_change_comes_into_force_once(
+    reload: Reload, write: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
     """It is told in the log, and the next look finds nothing new."""
     write(GOOD % "b")
 
@@ -125,7 +127,9 @@ def test_a_file_that_is_gone_changes_nothing(reload: Reload, write: Callable[[st
     assert config is not None
 
 
-def test_a_file_that_is_swapped_underneath_is_noticed(reload: Reload, write: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_file_that_is_swapped_underneath_is_noticed(
+    reload: Reload, write: Callable[[str], Path], tmp_path: Path
+) -> None:
     """Mounted configs are links to folders that are replaced: same name, same size, even the same time."""
     path = tmp_path / "config.yml"
     before = path.stat()

@@ -14,17 +14,11 @@ from conserver.errors import ClaimLost, NotAVcon, ServerError, VconConflict, Vco
 from conserver.settings import Settings
 from conserver.store import VconStore, digest
 from conserver.vcon import Vcon
+from tests.runs import A, B, document
 from tests.server_moods import full, read_only
 from tests.waiting import wait_until
 
-A, B = (f"018f3c5e-0000-8000-8000-00000000000{n}" for n in "ab")
 KEY = f"vcon:{A}"
-
-
-def document(uuid: str = A, **parts: Any) -> dict[str, Any]:
-    """A small vCon of the current draft."""
-    empty: dict[str, Any] = {name: [] for name in ("parties", "dialog", "analysis", "attachments")}
-    return {"vcon": "0.4.0", "uuid": uuid, "created_at": "2026-01-01T00:00:00Z", **empty, **parts}
 
 
 @pytest.fixture
@@ -124,9 +118,12 @@ def test_an_edit_that_fails_saves_nothing(redis: Redis, vcons: VconStore, stored
     """Half of a change is none."""
     before = stored()
 
-    with pytest.raises(KeyError), vcons.edit(A) as vcon:
+    def change(vcon: Vcon) -> None:
         vcon.add_tag("mood", "good")
         raise KeyError
+
+    with pytest.raises(KeyError), vcons.edit(A) as vcon:
+        change(vcon)
 
     assert redis.get(KEY) == before
 
@@ -292,7 +289,9 @@ def test_a_worker_that_lost_its_claim_cannot_write(
 
 
 @pytest.mark.xfail(reason="Writer.delete does not look at its fence")
-def test_a_worker_that_lost_its_claim_cannot_delete(redis: Redis, vcons: VconStore, stored: Callable[..., bytes]) -> None:
+def test_a_worker_that_lost_its_claim_cannot_delete(
+    redis: Redis, vcons: VconStore, stored: Callable[..., bytes]
+) -> None:
     """Whoever has the claim now needs the vCon."""
     before = stored()
     writer = vcons.writer(("held", 7))

@@ -12,9 +12,10 @@ from conserver.errors import StorageError, VconNotFound
 from conserver.settings import Settings
 from conserver.store import VconStore, digest
 from conserver.vcon import Vcon
-from tests.test_store import KEY, A, B, document
+from tests.runs import A, B, document
 from tests.waiting import wait_until
 
+KEY = f"vcon:{A}"
 ANN = {"tel": "+15550100", "name": "Ann"}
 BOB = {"tel": "+15550199", "mailto": "bob@example.com", "name": "Bob"}
 

@@ -53,7 +53,9 @@ def caught(error: Exception) -> Any:
 # JSON lines
 
 
-@given(message=writable, field=writable | st.binary() | st.integers() | st.floats() | st.none() | st.sets(st.integers()))
+@given(
+    message=writable, field=writable | st.binary() | st.integers() | st.floats() | st.none() | st.sets(st.integers())
+)
 def test_a_json_line_is_one_line_of_json_whatever_is_logged(message: str, field: Any) -> None:
     """Newlines, bytes, numbers that JSON does not have."""
     line = JsonFormatter().format(record("%s", message, fields={"vcon": field}))
@@ -97,7 +99,9 @@ def test_a_traceback_is_part_of_its_line() -> None:
     assert "ValueError: no good" in line["exc_info"]
 
 
-@pytest.mark.parametrize(("created", "shown"), [(0.0, "1970-01-01T00:00:00.000Z"), (1767225600.9996, "2026-01-01T00:00:00.999Z")])
+@pytest.mark.parametrize(
+    ("created", "shown"), [(0.0, "1970-01-01T00:00:00.000Z"), (1767225600.9996, "2026-01-01T00:00:00.999Z")]
+)
 def test_the_time_is_utc_to_the_millisecond(created: float, shown: str) -> None:
     """Wherever the machine stands."""
     assert json.loads(JsonFormatter().format(record("x", created=created)))["asctime"] == shown
@@ -241,7 +245,9 @@ def test_numbers_of_all_processes_add_up() -> None:
     assert samples["conserver_link_count_total[('link_name', 'tag'), ('outcome', 'success')]"] == 4
     assert samples["conserver_dlq_count_total[('queue_name', 'DLQ:in')]"] == 2
     assert samples["conserver_workers[]"] == 2
-    buckets = {le: samples[f"conserver_time_bucket[('chain', 'main'), ('le', '{le}')]"] for le in ("0.01", "0.05", "+Inf")}
+    buckets = {
+        le: samples[f"conserver_time_bucket[('chain', 'main'), ('le', '{le}')]"] for le in ("0.01", "0.05", "+Inf")
+    }
     assert buckets == {"0.01": 0, "0.05": 2, "+Inf": 3}
     assert samples["conserver_time_count[('chain', 'main')]"] == 3
     assert math.isclose(samples["conserver_time_sum[('chain', 'main')]"], 1000.04)

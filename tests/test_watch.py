@@ -123,7 +123,9 @@ def test_a_server_without_tracking_is_asked_again_and_again(
         assert woken.get(timeout=5) == {"in"}
 
 
-def test_a_cut_connection_wakes_and_is_opened_again(redis: Redis, server_url: str, watching: Callable[..., Watch], woken: Woken) -> None:
+def test_a_cut_connection_wakes_and_is_opened_again(
+    redis: Redis, server_url: str, watching: Callable[..., Watch], woken: Woken
+) -> None:
     """What was pushed meanwhile is not slept over, and the next watch tracks again."""
     with proxied(server_url) as proxy:
         watch = watching(url=proxy.url)

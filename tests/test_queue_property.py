@@ -1,0 +1,144 @@
+"""conserver.queue: whatever happens in whatever order, each UUID ends in exactly one place."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid as uuids
+from collections.abc import Sequence
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis import Redis
+
+from conserver.claims import Claim, Settlement
+from conserver.errors import ServerError
+from conserver.queue import Queue
+from conserver.session import NotAMember, Session
+from tests.proxy import Proxy, proxied
+
+STEPS = st.sampled_from(
+    [
+        "push",
+        "claim",
+        "claim",
+        "settle",
+        "trip",
+        "lose reply",
+        "lose request",
+        "recover",
+        "crash",
+        "leave",
+        "due",
+        "flush",
+    ]
+)
+ENDS = st.sampled_from(["deliver", "die", "give back", "delay"])
+
+
+class Worker:
+    """One that remembers what it sent until it has an answer, as the real one does."""
+
+    def __init__(self, proxy: Proxy, name: str) -> None:
+        self.proxy, self.name = proxy, name
+        self.session = Session(proxy.url, name)
+        self.held: dict[int, Claim] = {}
+        self.pending: list[Settlement] = []
+        while True:
+            try:
+                self.session.join(["in"])
+                return
+            except ServerError:
+                continue
+
+    def end(self, how: str) -> None:
+        if self.held:
+            seq = min(self.held)
+            claim = self.held.pop(seq)
+            end = Settlement(claim)
+            if how == "deliver":
+                end.push("out", claim.entry)
+            elif how == "die":
+                end.die(b'{"n":1}')
+            elif how == "give back":
+                end.give_back()
+            else:
+                end.delay(-1)
+            self.pending.append(end)
+
+    def trip(self, n: int) -> bool:
+        """Settle and claim; False for a worker that was recovered."""
+        trip = self.session.trip(self.pending, {"in": n} if n else {})
+        assert all(result in (0, 1, None) for result in trip.results)
+        self.pending = [end for end, result in zip(self.pending, trip.results, strict=True) if result is None]
+        for claim in trip.claims:
+            assert claim.seq not in self.held, "handed out twice"
+            self.held[claim.seq] = claim
+        return not isinstance(trip.trouble, NotAMember)
+
+
+def act(step: str, how: str, worker: Worker, redis: Redis, queue: Queue, pushed: list[bytes]) -> bool:
+    """Do one step; False if the worker has come to its end."""
+    if step == "push":
+        pushed.append(str(uuids.uuid4()).encode())
+        redis.rpush("in", pushed[-1])
+    elif step == "claim":
+        return worker.trip(2)
+    elif step == "settle":
+        worker.end(how)
+    elif step == "trip":
+        worker.end(how)
+        return worker.trip(1)
+    elif step == "lose reply":
+        worker.proxy.lose_next_reply()
+    elif step == "lose request":
+        worker.proxy.lose_next_request()
+    elif step == "recover":
+        # Taken for dead while it lives: it finds out at its next claim.
+        queue.recover("in", worker.name, "returned", limit=b'{"n":1}')
+    elif step == "crash":
+        return False
+    elif step == "leave":
+        with contextlib.suppress(ServerError):
+            worker.session.leave()
+        return False
+    elif step == "due":
+        queue.wake_due(["in"])
+    else:
+        redis.script_flush()
+    return True
+
+
+def drain(redis: Redis, queue: Queue, url: str) -> None:
+    """What other hosts do in the end: recover all members, and run everything that waits."""
+    for name in queue.workers("in"):
+        queue.recover("in", name, "suspects", limit=b'{"n":1}')
+    while queue.wake_due(["in"]):
+        pass
+    for suspects in (False, True):
+        session = Session(url, f"last:{suspects}", suspects=suspects)
+        session.join(["in"])
+        while claims := session.trip([], {"in": 50}).claims:
+            session.trip([Settlement(claim).push("out", claim.entry) for claim in claims], {})
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps=st.lists(st.tuples(STEPS, ENDS, st.integers(0, 1)), max_size=40))
+def test_each_uuid_ends_in_exactly_one_place(server: str, steps: Sequence[tuple[str, str, int]]) -> None:
+    """Through lost replies and requests, crashes, false alarms and forgotten scripts, with two workers at once."""
+    with Redis.from_url(server) as redis, proxied(server) as one, proxied(server) as two:
+        redis.flushall()
+        queue, proxies, pushed, born = Queue(server), (one, two), [], 0
+        workers: list[Worker | None] = [None, None]
+        for step, how, number in steps:
+            worker = workers[number]
+            if worker is None:
+                born += 1
+                worker = workers[number] = Worker(proxies[number], f"host:{born}")
+            if not act(step, how, worker, redis, queue, pushed):
+                workers[number] = None
+
+        drain(redis, queue, server)
+
+        ended = redis.lrange("out", 0, -1) + redis.lrange("DLQ:in", 0, -1)
+        assert sorted(ended) == sorted(pushed)
+        assert not [key for key in redis.keys("conserver:*") if b"held" in key or b"delayed" in key]
