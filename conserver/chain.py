@@ -50,6 +50,8 @@ class Outcome:
     retry: Retry | None = None
     note: Note | None = None
     storage_errors: dict[str, str] = field(default_factory=dict)
+    blameless: bool = False
+    """It is returned because the server does not work: not counted, and nobody works on until it does."""
     version: str = ""
     """The digest of the text that every storage of the chain has saved, if one of them can give it back."""
 
@@ -336,7 +338,7 @@ class Chain:
         if _caused_by(error, ClaimLost):
             return Outcome("lost", run.uuid, str(error))
         if _caused_by(error, ServerError):
-            return Outcome("returned", run.uuid, f"{run.stage}: {error}", note=run.note())
+            return Outcome("returned", run.uuid, f"{run.stage}: {error}", note=run.note(), blameless=True)
         link = run.link
         retry = (link.retry if link else None) or self.retry
         if isinstance(error, VconNotFound) and not run.stage:

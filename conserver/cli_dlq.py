@@ -11,6 +11,7 @@ from conserver.cli_print import (
     EXIT_USAGE,
     Format,
     Output,
+    entry_shown,
     entry_text,
     failed,
     number,
@@ -50,7 +51,7 @@ def dlq_list(
         print_json({"list": name, "total": total, "dead": [{"entry": entry_text(entry), **why} for entry, why in rows]})
         return
     for entry, why in rows:
-        typer.echo(f"{entry_text(entry)}  {why_text(why)}")
+        typer.echo(f"{entry_shown(entry)}  {why_text(why)}")
     typer.echo(nothing or f"{len(rows)} of {number(total, 'dead letter')} of {name!r}")
 
 

@@ -116,11 +116,20 @@ def entry_text(entry: bytes) -> str:
     return entry.decode("utf-8", "backslashreplace")
 
 
+def entry_shown(entry: bytes) -> str:
+    """Return a dead letter's entry as it stands in a list: one line, not too long, and to be seen if it is empty."""
+    from conserver.telemetry import shorten
+
+    text = shorten(entry_text(entry), 80)
+    return text if text.strip() else f"(an entry of {number(len(entry), 'byte')})"
+
+
 def why_text(why: dict[str, Any]) -> str:
     """Return the reason of a dead letter on one line."""
     if not why:
         return "no reason is known"
-    where = "".join(f", {key} {why[key]!r}" for key in ("chain", "link") if why.get(key))
+    # The link stands in the error already.
+    where = f", chain {why['chain']!r}" if why.get("chain") else ""
     return f"{why.get('at', '')}{where}: {why.get('error', '')}".removeprefix(", ")
 
 

@@ -64,7 +64,7 @@ def settlement(run: Run, outcome: Outcome, worker: str) -> Settlement:
     else:
         # Also for a claim that is said to be lost: if it is held after all, it must not vanish.
         claim.note = outcome.note or claim.note
-        claim.returns += 1
+        claim.returns += not outcome.blameless
         if claim.returns > MAX_RETURNS:
             run.ending = "dead"
             end.die(why(f"it came back {claim.returns} times; the last time: {outcome.error}"))

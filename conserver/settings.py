@@ -71,8 +71,6 @@ class Settings:
     """`LOG_LEVEL`."""
     logging_config_file: Path | None = None
     """`LOGGING_CONFIG_FILE`: a logging.config.fileConfig file that replaces our logging."""
-    testing: bool = False
-    """`CONSERVER_TESTING=1` arms the crash points of the fault suite."""
     notes: tuple[str, ...] = field(default=(), compare=False)
     """Things to tell the operator about the environment, one sentence each."""
 
@@ -115,7 +113,6 @@ class Settings:
             metrics_port=read.integer("CONSERVER_METRICS_PORT", 9464, least=0, most=65535),
             log_level=read.choice("LOG_LEVEL", "INFO", _LEVELS, upper=True),
             logging_config_file=Path(logging_config) if logging_config else None,
-            testing=read.flag("CONSERVER_TESTING", False),
             notes=tuple(notes),
         )
 

@@ -278,6 +278,8 @@ class Writer:
         """Return the vCon, migrated in memory; raise VconNotFound, or NotAVcon if what is stored is none."""
         text = self._frozen.get(uuid) or self._store.read(uuid, expires=self._fence is None)
         vcon = Vcon.parse(text, max_bytes=self._store.max_bytes)
+        if str(vcon.uuid).lower() != uuid.lower():
+            raise NotAVcon(f"key {vcon_key(uuid)!r} holds vCon {vcon.uuid}, which is another one")
         vcon.base = self._read[uuid] = text
         return vcon
 

@@ -156,14 +156,19 @@ class Supervisor:
                 self._due("quarantine", 0.5, self._start_quarantine)
                 self._due("sweep", 10.0, self.store.sweep)
                 self._due("reload", 1.0, self._reload)
-            self._due("publish", 1.0, lambda: self.lease.publish(msgspec.json.encode(self.status())))
-            self._trouble = ""
+            self._due("publish", 1.0, self._publish)
         except ServerError as error:
             if not self._trouble:
                 log.error("the server does not work: %s", error)
             self._trouble = str(error)
             self._due("server", 1.0, self._mend_server)
         self._wait()
+
+    def _publish(self) -> None:
+        self.lease.publish(msgspec.json.encode(self.status()))
+        if self._trouble:
+            log.warning("the server works again")
+        self._trouble = ""
 
     def _mend_server(self) -> None:
         if self.server is None or self.stopping:

@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 TICK_SECS = 0.25
 #: How long a list that cannot be read (a key of another type) is left alone.
 REST_SECS = 5.0
+#: The longest that nothing is claimed because the server has failed what ran.
+LONGEST_AILING_SECS = 60.0
 #: A process with more threads that did not come back than this is replaced.
 MAX_ABANDONED = 8
 #: A quarantine with nothing to do ends.
@@ -105,6 +107,8 @@ class Worker:
         self.give_up = float("inf")
         self.idle_since = time.monotonic()
         self._trouble = 0
+        self._ailing = 0
+        self._ailing_until = 0.0
         self._looked = time.monotonic()
         self._supervisor = supervisor
         self._sending = threading.Lock()
@@ -117,10 +121,11 @@ class Worker:
     def run(self) -> None:
         """Claim, run and settle until told to stop and nothing is in hand."""
         while not (self.stopping and len(self.runs) == len(self.refused) and not self.pending):
-            wanted = {} if self.stopping else self.intake.wanted(self.free)
+            claiming = not self.stopping and self.free > 0 and self._server_works()
+            wanted = self.intake.wanted(self.free) if claiming else {}
             if not wanted and not self.pending:
-                self.watch.arm(self.session.wake_keys(self.intake.empty()) if self.free and not self.stopping else {})
-                self._collect(TICK_SECS if self.runs else 1.0)
+                self.watch.arm(self.session.wake_keys(self.intake.empty()) if claiming else {})
+                self._collect(TICK_SECS if self.runs or self._ailing else 1.0)
                 self._look_after_deadlines()
                 continue
             trip = self.session.trip([end for _, end in self.pending], wanted)
@@ -216,6 +221,11 @@ class Worker:
         """Free the thread and have the claim settled with the next trip."""
         self.free += 1
         self.idle_since = time.monotonic()
+        if outcome.blameless:
+            if time.monotonic() >= self._ailing_until:
+                self._server_failed()
+        elif outcome.kind in ("delivered", "stopped"):
+            self._ailing = 0
         self.intake.settled(run.chain.name)
         self._settle(run, self.pauses.spare(run, outcome))
 
@@ -289,6 +299,26 @@ class Worker:
 
     def _wake(self, lists: Iterable[str]) -> None:
         self.inbox.put(lambda: self.intake.look(lists))
+
+    def _server_works(self) -> bool:
+        """Say whether to claim: after the server has failed a run, not before it takes a write again.
+
+        Else the same vCons would run into the same trouble again and again, and pay for it each time.
+        """
+        if not self._ailing or time.monotonic() < self._ailing_until:
+            return not self._ailing
+        try:
+            self.queue.probe()
+        except ServerError:
+            self._server_failed()
+            return False
+        return True
+
+    def _server_failed(self) -> None:
+        if not self._ailing:
+            log.error("the server does not work for what runs; nothing is claimed until it does")
+        self._ailing += 1
+        self._ailing_until = time.monotonic() + min(LONGEST_AILING_SECS, 0.25 * 2 ** min(self._ailing, 10))
 
     def stop(self, within_secs: float) -> None:
         """Claim no more; what still runs after *within_secs* is given back."""

@@ -17,20 +17,9 @@ from conserver.session import NotAMember, Session
 from tests.proxy import Proxy, proxied
 
 STEPS = st.sampled_from(
-    [
-        "push",
-        "claim",
-        "claim",
-        "settle",
-        "trip",
-        "lose reply",
-        "lose request",
-        "recover",
-        "crash",
-        "leave",
-        "due",
-        "flush",
-    ]
+    ["push", "claim", "trip"] * 4
+    + ["settle", "lose reply", "recover"] * 2
+    + ["lose request", "crash", "leave", "due", "flush"]
 )
 ENDS = st.sampled_from(["deliver", "die", "give back", "delay"])
 
@@ -121,8 +110,8 @@ def drain(redis: Redis, queue: Queue, url: str) -> None:
             session.trip([Settlement(claim).push("out", claim.entry) for claim in claims], {})
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(steps=st.lists(st.tuples(STEPS, ENDS, st.integers(0, 1)), max_size=40))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps=st.lists(st.tuples(STEPS, ENDS, st.integers(0, 1)), min_size=20, max_size=50))
 def test_each_uuid_ends_in_exactly_one_place(server: str, steps: Sequence[tuple[str, str, int]]) -> None:
     """Through lost replies and requests, crashes, false alarms and forgotten scripts, with two workers at once."""
     with Redis.from_url(server) as redis, proxied(server) as one, proxied(server) as two:

@@ -46,7 +46,6 @@ def test_an_empty_environment_means_the_defaults() -> None:
         ("CONSERVER_METRICS_PORT", "0", "metrics_port", 0),
         ("LOG_LEVEL", "debug", "log_level", "DEBUG"),
         ("LOGGING_CONFIG_FILE", "l.ini", "logging_config_file", Path("l.ini")),
-        ("CONSERVER_TESTING", "Yes", "testing", True),
     ],
 )
 def test_each_variable_sets_one_field(name: str, value: str, field: str, expected: object) -> None:

@@ -56,6 +56,12 @@ def forbidden_push(redis: Redis) -> Callable[[], object]:
     return lambda: redis.execute_command("ACL", "SETUSER", "default", "+rpush")
 
 
+def forbidden_save(redis: Redis) -> Callable[[], object]:
+    """An ACL takes away the command that saves vCons; claims go on."""
+    redis.execute_command("ACL", "SETUSER", "default", "-set")
+    return lambda: redis.execute_command("ACL", "SETUSER", "default", "+set")
+
+
 def forgetful(redis: Redis) -> Callable[[], object]:
     """The script cache is empty, again and again."""
     redis.script_flush()
@@ -70,7 +76,7 @@ def host(tmp_path: Path, server_url: str) -> Iterator[Host]:
     host.close()
 
 
-@pytest.mark.parametrize("trouble", [full, read_only, forbidden, forbidden_push, forgetful])
+@pytest.mark.parametrize("trouble", [full, read_only, forbidden, forbidden_push, forbidden_save, forgetful])
 def test_trouble_of_the_server_is_nobodys_dead_letter(
     host: Host, redis: Redis, trouble: Callable[[Redis], Callable[[], object]]
 ):
