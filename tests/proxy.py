@@ -20,7 +20,8 @@ class Proxy:
         self._lose_reply = threading.Event()
         self._lose_request = threading.Event()
         self._sockets: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
 
     def lose_next_reply(self) -> None:
         """Let the next request through and cut the connection instead of bringing back its reply."""
@@ -32,19 +33,19 @@ class Proxy:
 
     def close(self) -> None:
         """End all connections and take no more."""
-        for each in [self._listener, *self._sockets]:
+        _shut(self._listener)
+        self._acceptor.join(10)
+        for each in self._sockets:
             _shut(each)
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                if self._server.scheme == "unix":
-                    server = socket.socket(socket.AF_UNIX)
-                    server.connect(self._server.path)
-                else:
-                    server = socket.create_connection((self._server.hostname, self._server.port))
+                server = socket.socket(socket.AF_UNIX if self._server.scheme == "unix" else socket.AF_INET)
                 self._sockets += [client, server]
+                unix = self._server.scheme == "unix"
+                server.connect(self._server.path if unix else (self._server.hostname, self._server.port))
                 for source, target, lose in (
                     (client, server, self._lose_request),
                     (server, client, self._lose_reply),
