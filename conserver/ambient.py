@@ -15,7 +15,7 @@ from conserver.errors import ConserverError
 from conserver.queue import Queue
 from conserver.settings import Settings
 from conserver.store import VconStore, Writer
-from conserver.vcon import Vcon, derived_uuid
+from conserver.vcon import Vcon, derived_uuid, dump, to_version
 
 
 class Work:
@@ -72,6 +72,12 @@ class Vcons:
         when somebody changed the same part: let it pass, and the link runs again on the new copy.
         """
         return self._writer().edit(uuid)
+
+    def egress(self, uuid: str) -> bytes:
+        """Return the text of the vCon in the version that consumers get: `EGRESS_FORMAT_VERSION`, or the current."""
+        document = self.get(uuid).document
+        version = Settings.from_env().egress_format_version
+        return dump(to_version(document, version) if version else document)
 
     def save(self, vcon: Vcon) -> None:
         """Save a vCon: one that was read is merged with what others wrote, one that was built replaces them."""

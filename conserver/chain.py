@@ -19,7 +19,7 @@ from typing import Any
 
 from conserver import ambient, telemetry
 from conserver.ambient import Work
-from conserver.claims import Claim, Note, dead_list
+from conserver.claims import Claim, Note, dead_list, is_uuid
 from conserver.components import Link, Storage
 from conserver.config import ChainConfig, Retry
 from conserver.errors import ClaimLost, LinkError, ServerError, VconConflict, VconNotFound
@@ -315,7 +315,7 @@ class Chain:
         try:
             storage.save(run.uuid, storage.options)
         except BaseException as error:
-            if isinstance(error, ClaimLost):
+            if _caused_by(error, ClaimLost):
                 raise
             log.warning("storage %r could not save: %s", storage.name, describe(error), exc_info=_unexpected(error))
             outcome, text = "error", describe(error)
@@ -388,10 +388,8 @@ def _checked(link: Link, result: Any) -> str | None:
         return None
     if not isinstance(result, str):
         raise LinkError(f"it returned {result!r:.50}: a link returns a vCon's UUID, or None to stop the chain")
-    try:
-        uuids.UUID(result)
-    except ValueError:
-        raise LinkError(f"it returned {result!r:.60}, which is no UUID") from None
+    if not is_uuid(result):
+        raise LinkError(f"it returned {result!r:.60}, which is no UUID")
     return result
 
 

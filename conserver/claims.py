@@ -10,11 +10,16 @@ import msgspec
 
 from conserver.telemetry import shorten
 
-_UUID = re.compile(rb"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _FRESH = b"1 0 0 0 0\n"
 _HEADER = re.compile(rb"1 (\d+) (\d+) (\d+) (\d+)\n")
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
+
+
+def is_uuid(text: str) -> bool:
+    """Say whether *text* is a UUID as it stands in keys: in groups of digits with dashes, nothing around it."""
+    return _UUID.fullmatch(text) is not None
 
 
 def dead_list(name: str) -> str:
@@ -91,7 +96,7 @@ class Claim:
     @property
     def uuid(self) -> str | None:
         """Return the UUID, or None if the entry is none."""
-        return self.entry.decode("ascii") if _UUID.fullmatch(self.entry) else None
+        return self.entry.decode() if is_uuid(self.entry.decode("latin-1")) else None
 
     def record(self) -> bytes:
         """Return the claim as it is written down in Redis."""
@@ -120,6 +125,8 @@ class Settlement:
 
     claim: Claim
     operations: list[tuple[str, str, Any, Any]] = field(default_factory=list)
+    sent: bool = False
+    """It was sent before, and no answer came: when it is not held any more, that is because it was settled then."""
 
     def push(self, list_name: str, value: str | bytes) -> Settlement:
         """Push *value* to the tail of *list_name*."""

@@ -35,12 +35,19 @@ class Health:
                 if answer is None:
                     status, kind, body = 404, "application/json", b'{"detail":"there are /livez, /readyz and /metrics"}'
                 else:
-                    status, kind, body = answer()
+                    status, kind, body = self.answer(answer)
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
+
+            def answer(self, answer: Callable[[], tuple[int, str, bytes]]) -> tuple[int, str, bytes]:
+                try:
+                    return answer()
+                except Exception:
+                    log.exception("%s could not be answered", self.path)
+                    return 500, "application/json", b'{"detail":"an error; the log says which"}'
 
             def log_message(self, format: str, *args: Any) -> None:
                 log.debug(format, *args)

@@ -44,6 +44,7 @@ class Intake:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
+        self._position = 0.0  # of the chain that had the last turn
         self._turns: dict[str, _Turn] = {}
         self._chain_of: dict[str, str] = {}
 
@@ -70,11 +71,10 @@ class Intake:
         turns = [t for t in self._turns.values() if t.config.weight > 0 and not t.held_back and t.ready(now)]
         if not turns or free <= 0:
             return {}
-        # A chain that had nothing to do has saved up no turns: it goes on beside the one that is least far on.
-        start = min((t.position for t in turns if not t.rested), default=None)
+        # A chain that had nothing to do has saved up no turns: it goes on beside the one that had the last.
         for turn in turns:
-            if turn.rested and start is not None:
-                turn.position = max(turn.position, start)
+            if turn.rested:
+                turn.position = max(turn.position, self._position)
             turn.rested = False
         taken: dict[str, int] = dict.fromkeys((t.config.name for t in turns), 0)
         weights = sum(t.config.weight for t in turns)
@@ -87,6 +87,7 @@ class Intake:
             turn = min(able, key=lambda t: (t.position, t.in_hand + taken[t.config.name]))
             if not turn.in_hand and not taken[turn.config.name]:
                 resting -= 1
+            self._position = max(self._position, turn.position)
             turn.position += 1 / turn.config.weight
             taken[turn.config.name] += 1
         return self._by_list(turns, taken, now)

@@ -32,6 +32,11 @@ class Reload:
             # It is being written: look again when it has come to rest.
             return None
         self._stamp = stamp
+        if config is not None and not config.chains and self._config.chains:
+            # Somebody's editor empties the file before it writes it, or it is a mistake: not all work is to stop.
+            self.error = f"{self._path} has no chains any more"
+            log.error("%s; the config before stays in force", self.error)
+            return None
         if config is None:
             errors = [finding for finding in findings if finding.level == "error"]
             self.error = str(errors[0]) if errors else "it cannot be read"

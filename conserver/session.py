@@ -74,6 +74,8 @@ class Session:
             replies = self._all(commands)
         except ServerError as error:
             trip.trouble = error
+            for settlement in settlements:
+                settlement.sent = True
             return trip
         for (name, rows), reply in zip(by_list.items(), replies, strict=False):
             self._note_results(trip, name, rows, settlements, reply)
@@ -104,7 +106,7 @@ class Session:
             return
         for row, result in zip(rows, reply, strict=True):
             if isinstance(result, int):
-                trip.results[row] = result
+                trip.results[row] = result or int(settlements[row].sent)
                 self._held[name].discard(settlements[row].claim.seq)
             elif connection.is_not_now(words := result.decode("utf-8", "replace")):
                 trip.trouble = ServerError(f"server at {self._wire.address}: {words}")

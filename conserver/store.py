@@ -172,12 +172,17 @@ class VconStore:
         self._index(uuid, vcon.document, before)
         return result
 
-    def delete(self, uuid: str) -> bool:
-        """Delete the vCon from Redis and the index, for good; False if it was not there."""
-        keys = [vcon_key(uuid), _deleted_key(uuid)]
-        was_there = bool(scripts.DELETE(self._client, list(keys), [DELETED_SECS]))
+    def delete(self, uuid: str, *, fence: tuple[str, int] | None = None) -> bool:
+        """Delete the vCon from Redis and the index, for good; False if it was not there.
+
+        With a *fence* (held key, seq) only while that claim is held; else ClaimLost.
+        """
+        keys = [vcon_key(uuid), _deleted_key(uuid), *([fence[0]] if fence else [])]
+        result = int(scripts.DELETE(self._client, list(keys), [DELETED_SECS, fence[1] if fence else ""]))
+        if result < 0:
+            raise _refused(uuid, "lost", [])
         self._forget([uuid])
-        return was_there
+        return bool(result)
 
     def find(self, **terms: str) -> set[str]:
         """Return the UUIDs of vCons with a party that has each of *terms* (`tel`, `mailto`, `name`; exact)."""
@@ -277,6 +282,11 @@ class Writer:
     def get(self, uuid: str) -> Vcon:
         """Return the vCon, migrated in memory; raise VconNotFound, or NotAVcon if what is stored is none."""
         text = self._frozen.get(uuid) or self._store.read(uuid, expires=self._fence is None)
+        if len(text) > self._store.max_bytes:
+            raise NotAVcon(
+                f"vCon {uuid} has {len(text):,} bytes, more than CONSERVER_MAX_VCON_BYTES"
+                f" ({self._store.max_bytes:,}) allows"
+            )
         vcon = Vcon.parse(text, max_bytes=self._store.max_bytes)
         if str(vcon.uuid).lower() != uuid.lower():
             raise NotAVcon(f"key {vcon_key(uuid)!r} holds vCon {vcon.uuid}, which is another one")
@@ -330,15 +340,17 @@ class Writer:
         before = _party_keys_of(base) if base else set()
         if base is None or party_keys(document) != before:
             self._store._index(uuid, document, before)
+        # A JSON module gives back other text than it was given.
+        stored = bytes(rest[0]) if rest else text
         # The base is what this writer wrote, never the merge's result: what it saves next grows from that.
-        vcon.base = self._read[uuid] = mine
-        self._saved[uuid] = text
+        vcon.base = self._read[uuid] = stored if text is mine else mine
+        self._saved[uuid] = stored
 
     def delete(self, uuid: str) -> bool:
         """Delete the vCon from Redis and the index; see VconStore.delete."""
         self._read.pop(uuid, None)
         self._saved.pop(uuid, None)
-        return self._store.delete(uuid)
+        return self._store.delete(uuid, fence=self._fence)
 
     def freeze(self, uuid: str) -> str:
         """Read the vCon once for everything that follows, and return the name of that version.

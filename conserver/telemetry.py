@@ -6,8 +6,10 @@ workers send what they have to their supervisor, which alone speaks Prometheus: 
 
 from __future__ import annotations
 
+import json
 import logging
 import logging.config
+import re
 import sys
 import threading
 import time
@@ -79,8 +81,9 @@ class JsonFormatter(logging.Formatter):
             line["exc_info"] = self.formatException(record.exc_info)
         try:
             return _encode(line).decode()
-        except (UnicodeEncodeError, TypeError):
-            return _encode({k: ascii(v) for k, v in line.items()}).decode()
+        except (UnicodeEncodeError, TypeError, ValueError):
+            # Lone surrogates and whatever else has no place in JSON.
+            return json.dumps(line, default=repr)
 
 
 class PlainFormatter(logging.Formatter):
@@ -91,8 +94,9 @@ class PlainFormatter(logging.Formatter):
         level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
         fields = " ".join(f"{k}={v}" for k, v in _fields(record).items())
         line = f"{_timestamp(record.created)[11:19]} {level}{record.getMessage()}{'  ' + fields if fields else ''}"
-        line = line.encode("utf-8", "replace").decode()
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        if record.exc_info:
+            line = f"{line}\n{self.formatException(record.exc_info)}"
+        return line.encode("utf-8", "replace").decode()
 
 
 _second: tuple[int, str] = (0, "")
@@ -101,10 +105,10 @@ _second: tuple[int, str] = (0, "")
 def _timestamp(created: float) -> str:
     # Most lines fall into the second of the line before: formatting a date costs more than the rest.
     global _second
-    whole = int(created)
-    if _second[0] != whole:
-        _second = (whole, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)))
-    return f"{_second[1]}.{int((created - whole) * 1000):03d}Z"
+    whole, second = int(created), _second
+    if second[0] != whole:
+        second = _second = (whole, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)))
+    return f"{second[1]}.{int((created - whole) * 1000):03d}Z"
 
 
 def configure(settings: Settings, stream: TextIO | None = None) -> None:
@@ -177,17 +181,22 @@ class Metrics:
 metrics = Metrics()
 
 
-def key(name: str, **labels: str) -> Key:
+def key(name: str, /, **labels: str) -> Key:
     """Return the key of a series, to be made once and used often."""
-    return name, tuple(sorted(labels.items()))
+    return name, tuple(sorted((label, _label(value)) for label, value in labels.items()))
 
 
-def count(name: str, value: float = 1, **labels: str) -> None:
+def _label(value: Any) -> str:
+    # Names come from configs; one that cannot be written may not cost all the numbers.
+    return str(value).encode("utf-8", "replace").decode()
+
+
+def count(name: str, value: float = 1, /, **labels: str) -> None:
     """Add *value* to the counter *name* (`conserver.link.openai.analysis_failures`). A label never is a UUID."""
     metrics.count(key(name, **labels), value)
 
 
-def observe(name: str, secs: float, **labels: str) -> None:
+def observe(name: str, secs: float, /, **labels: str) -> None:
     """Add a duration in seconds to the histogram *name*. A label never is a UUID."""
     metrics.record((), [(key(name, **labels), secs)])
 
@@ -198,35 +207,34 @@ def exposition(snapshots: Iterable[Snapshot], gauges: Iterable[tuple[Key, float]
     Dots in names become underscores; counters end in `_total`.
     """
     from prometheus_client import CollectorRegistry, generate_latest
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+    from prometheus_client.core import Metric
 
     total = Metrics()
     for snapshot in snapshots:
         total.add(snapshot)
     summed = total.snapshot()
-    families: dict[tuple[str, tuple[str, ...]], Any] = {}
+    # One family a name, though links may count it with other labels: a second TYPE line spoils the whole page.
+    families: dict[str, Metric] = {}
 
-    def family(kind: Any, series: Key) -> tuple[Any, list[str]]:
-        name, labels = series
-        names = tuple(label for label, _ in labels)
-        made = families.get((name, names))
-        if made is None:
-            made = families[name, names] = kind(name.replace(".", "_"), name, labels=names)
-        return made, [value for _, value in labels]
+    def family(kind: str, series: Key) -> tuple[Metric, dict[str, str]]:
+        name = _plain(series[0])
+        made = families.setdefault(name, Metric(name, series[0], kind))
+        return made, {_plain(label): value for label, value in series[1]}
 
     for series, value in summed["counters"].items():
-        made, values = family(CounterMetricFamily, series)
-        made.add_metric(values, value)
+        made, labels = family("counter", series)
+        made.add_sample(f"{made.name}_total", labels, value)
     for series, value in gauges:
-        made, values = family(GaugeMetricFamily, series)
-        made.add_metric(values, value)
+        made, labels = family("gauge", series)
+        made.add_sample(made.name, labels, value)
     for series, row in summed["histograms"].items():
-        made, values = family(HistogramMetricFamily, series)
-        buckets, running = [], 0.0
-        for bound_secs, n in zip((*map(str, BUCKETS), "+Inf"), row[:-1], strict=True):
+        made, labels = family("histogram", series)
+        running = 0.0
+        for upper, n in zip((*map(str, BUCKETS), "+Inf"), row[:-1], strict=True):
             running += n
-            buckets.append((bound_secs, running))
-        made.add_metric(values, buckets, row[-1])
+            made.add_sample(f"{made.name}_bucket", {**labels, "le": upper}, running)
+        made.add_sample(f"{made.name}_count", labels, running)
+        made.add_sample(f"{made.name}_sum", labels, row[-1])
 
     class _Collector:
         def collect(self) -> Iterator[Metric]:
@@ -235,3 +243,8 @@ def exposition(snapshots: Iterable[Snapshot], gauges: Iterable[tuple[Key, float]
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector())
     return generate_latest(registry)
+
+
+def _plain(name: str) -> str:
+    # Authors may name their numbers as they like; Prometheus may not read them all.
+    return re.sub(r"[^a-zA-Z0-9_]", "_", name)

@@ -14,8 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from conserver import LinkError, outbound, telemetry, vcons
 from conserver.errors import OutboundError
-from conserver.settings import Settings
-from conserver.vcon import dump, to_version
 
 
 class Options(BaseModel):
@@ -41,7 +39,7 @@ def run(vcon_uuid: str, link_name: str, opts: Options) -> str | None:
     if not opts.webhook_urls:
         telemetry.count("conserver.link.webhook.no_urls_configured", link=link_name)
         return vcon_uuid
-    body = _body(vcon_uuid)
+    body = vcons.egress(vcon_uuid)
     content = hashlib.sha256(body).hexdigest()
     failures = []
     for url in opts.webhook_urls:
@@ -67,9 +65,3 @@ def run(vcon_uuid: str, link_name: str, opts: Options) -> str | None:
     if failures:
         raise LinkError("; ".join(map(str, failures))) from failures[0]
     return vcon_uuid
-
-
-def _body(vcon_uuid: str) -> bytes:
-    document = vcons.get(vcon_uuid).document
-    version = Settings.from_env().egress_format_version
-    return dump(to_version(document, version) if version else document)

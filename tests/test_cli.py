@@ -433,7 +433,7 @@ def test_dlq_list_and_show(folder: Folder, redis: Redis, server_url: str) -> Non
     shown = folder.run("dlq", "show", "default", UUID)
 
     lines = done.stdout.splitlines()
-    assert lines[0] == f"{UUID}  2026-01-01T00:00:00Z, chain 'main': link 'tag': the model said no"
+    assert lines[0] == f"{UUID}  2026-01-01T00:00:00Z, chain 'main': the model said no"
     assert lines[2].endswith("no reason is known")
     assert lines[3] == "3 of 3 dead letters of 'default'"
     assert (page["total"], [row["entry"] for row in page["dead"]]) == (3, [other])

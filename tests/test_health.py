@@ -67,7 +67,6 @@ def test_other_paths_say_what_there_is(serve: Serve) -> None:
     assert (answer.status_code, answer.json()["detail"]) == (404, "there are /livez, /readyz and /metrics")
 
 
-@pytest.mark.xfail(reason="an exception in a handler closes the connection without an answer", raises=httpx.HTTPError)
 def test_numbers_that_fail_are_an_answer_too(serve: Serve) -> None:
     """A probe that gets none takes the process for dead."""
 

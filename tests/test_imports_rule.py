@@ -137,7 +137,6 @@ def test_the_engine_keeps_to_its_plan(name: str) -> None:
 def test_links_and_storages_know_only_what_is_meant_for_authors(name: str) -> None:
     """So the engine can change without them, and a user's own link can do all that ours do."""
     exceptions = {
-        "links.webhook": {"settings", "vcon"},
         "storages.redis_storage": {"connection"},
     }
 

@@ -118,7 +118,7 @@ def test_a_chain_that_had_nothing_to_do_saves_up_no_turns() -> None:
 @pytest.mark.parametrize(
     "threads",
     [
-        pytest.param(1, marks=pytest.mark.xfail(reason="when all have rested, old positions count: the first starves")),
+        1,
         4,
     ],
 )

@@ -288,7 +288,6 @@ def test_a_worker_that_lost_its_claim_cannot_write(
     assert not redis.exists(f"vcon:{B}")
 
 
-@pytest.mark.xfail(reason="Writer.delete does not look at its fence")
 def test_a_worker_that_lost_its_claim_cannot_delete(
     redis: Redis, vcons: VconStore, stored: Callable[..., bytes]
 ) -> None:

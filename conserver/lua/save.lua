@@ -10,7 +10,7 @@
 --         format: "string" or "json"
 --         revive: "1" to write in spite of a deleted mark and take it away
 --         seq: the claim that the writer works for, or ""
--- Reply   {"ok"}, {"lost"} the claim is not held any more, {"deleted"}, {"locked"},
+-- Reply   {"ok"} or, in format "json", {"ok", the text as it is stored}; {"lost"} the claim is not held any more, {"deleted"}, {"locked"},
 --         {"conflict", text} somebody else wrote this, or {"type", what the key holds}
 
 local key, expected, text = KEYS[1], ARGV[1], ARGV[2]
@@ -38,7 +38,7 @@ if ARGV[4] == 'json' then
   if kind == 'string' then redis.call('DEL', key) end
   redis.call('JSON.SET', key, '$', text)
   redis.call('PERSIST', key)
-else
-  redis.call('SET', key, text)
+  return {'ok', redis.call('JSON.GET', key)}
 end
+redis.call('SET', key, text)
 return {'ok'}

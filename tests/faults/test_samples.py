@@ -87,7 +87,7 @@ def test_every_fake_vcon_is_delivered_tagged_migrated_and_stored(host: Host, red
 
 
 def test_each_ietf_example_passes_unchanged_or_is_reported_or_refused(host: Host, redis: Redis, tmp_path: Path):
-    """Sealed ones come out with the same JSON value, those that break rules are named with the rules, stubs are refused."""
+    """Sealed ones come out with the same JSON value, rules that are broken are named, stubs are refused."""
     for file in sorted((SAMPLES / "ietf-vcon-core").iterdir()):
         # Some of them share a UUID: each is pushed alone, on an empty server.
         for key in redis.keys("vcon:*"):
