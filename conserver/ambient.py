@@ -11,11 +11,15 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 
-from conserver.errors import ConserverError
+from conserver.claims import is_uuid
+from conserver.errors import ConserverError, LinkError
 from conserver.queue import Queue
 from conserver.settings import Settings
 from conserver.store import VconStore, Writer
 from conserver.vcon import Vcon, derived_uuid, dump, to_version
+
+#: Ten years.
+LONGEST_EXPIRY_SECS = 10 * 365 * 86400
 
 
 class Work:
@@ -88,7 +92,12 @@ class Vcons:
         return self._writer().delete(uuid)
 
     def expire(self, uuid: str, seconds: int) -> None:
-        """Ask that the copy in Redis of the vCon at hand expires *seconds* after the chain has settled."""
+        """Ask that the copy in Redis of the vCon at hand expires *seconds* after the chain has settled.
+
+        LinkError unless that is a whole number from 1 to ten years.
+        """
+        if isinstance(seconds, bool) or not isinstance(seconds, int) or not 0 < seconds <= LONGEST_EXPIRY_SECS:
+            raise LinkError(f"a vCon cannot expire in {seconds!r} seconds: from 1 to {LONGEST_EXPIRY_SECS} is possible")
         work: Work | None = getattr(_local, "work", None)
         if work:
             work.expire_secs = seconds
@@ -103,8 +112,14 @@ def push(list_name: str, uuid: str) -> None:
     """Push *uuid* to a list.
 
     Inside a link this happens when the chain settles, in one step with everything else: a chain that runs again
-    after a crash pushes once, and one that ends as a dead letter pushes nothing.
+    after a crash pushes once, and one that ends as a dead letter pushes nothing. LinkError for what is no UUID or no
+    name of a list.
     """
+    uuid = str(uuid)
+    if not is_uuid(uuid):
+        raise LinkError(f"{uuid!r:.60} cannot be pushed to list {list_name!r:.60}: it is no UUID")
+    if not isinstance(list_name, str) or not list_name or not list_name.isprintable():
+        raise LinkError(f"{list_name!r:.60} is no name of a list")
     work: Work | None = getattr(_local, "work", None)
     if work:
         work.pushes.append((list_name, uuid))

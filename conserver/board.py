@@ -13,10 +13,16 @@ from multiprocessing.context import SpawnContext
 from typing import Any
 
 # deadline (monotonic seconds, which all processes of a host share; 0 for a free slot), seq, list, vCon, what runs
-_SLOT = struct.Struct("<dq200s64s100s")
+_LIST_BYTES = 200
+_SLOT = struct.Struct(f"<dq{_LIST_BYTES}s64s100s")
 _DEADLINE = struct.Struct("<d")
 _WHAT = struct.Struct("<100s")
 _WHAT_AT = _SLOT.size - _WHAT.size
+
+
+def board_name(list_name: str) -> str:
+    """Return a list's name as it stands on the board, where there is room for so much of it."""
+    return list_name.encode()[:_LIST_BYTES].decode("utf-8", "replace")
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,9 @@ class Board:
 
     def take(self, slot: int, seq: int, list_name: str, uuid: str) -> None:
         """Write a claim into *slot*, without a deadline yet."""
-        _SLOT.pack_into(self._bytes, slot * _SLOT.size, 0.0, seq, list_name.encode()[:200], uuid.encode()[:64], b"")
+        _SLOT.pack_into(
+            self._bytes, slot * _SLOT.size, 0.0, seq, list_name.encode()[:_LIST_BYTES], uuid.encode()[:64], b""
+        )
 
     def enter(self, slot: int, what: bytes, deadline: float) -> None:
         """Write what runs now, and until when it may."""

@@ -12,140 +12,25 @@ import os
 import threading
 import time
 import uuid as uuids
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext, suppress
+from traceback import format_exception
 from typing import Any
 
 from conserver import ambient, telemetry
-from conserver.ambient import Work
-from conserver.claims import Claim, Note, dead_list, is_uuid
+from conserver.claims import dead_list, is_uuid
 from conserver.components import Link, Storage
-from conserver.config import ChainConfig, Retry
-from conserver.errors import ClaimLost, LinkError, ServerError, VconConflict, VconNotFound
+from conserver.config import ChainConfig
+from conserver.errors import ClaimLost, LinkError, ServerError, StorageError, VconConflict, VconNotFound
+from conserver.findings import without
+from conserver.run import Outcome, Run
 from conserver.settings import Settings
-from conserver.store import VconStore
 
 log = logging.getLogger(__name__)
 
-#: A recovered claim goes on behind the links that are noted as done; noting costs a round trip, so only
-#: work that took longer than this is noted.
-NOTE_AFTER_SECS = 1.0
 _FOLDER = os.getcwd()
-
-
-@dataclass(slots=True)
-class Outcome:
-    """How a run ended, and what the worker needs to settle it.
-
-    kind: `delivered`, `stopped` (by a link), `failed`, `returned` (nobody's fault: run it again), or `lost` (the
-    claim was taken away: nothing may be done any more).
-    """
-
-    kind: str
-    uuid: str
-    error: str = ""
-    link: str = ""
-    exception: BaseException | None = None
-    retry: Retry | None = None
-    note: Note | None = None
-    storage_errors: dict[str, str] = field(default_factory=dict)
-    blameless: bool = False
-    """It is returned because the server does not work: not counted, and nobody works on until it does."""
-    version: str = ""
-    """The digest of the text that every storage of the chain has saved, if one of them can give it back."""
-
-
-class Run(Work):
-    """One claim on its way through a chain; the worker sees where it is and until when it may be there."""
-
-    def __init__(self, claim: Claim, chain: Chain, store: VconStore, *, found: bool = True) -> None:
-        super().__init__(store.writer((claim.held_key, claim.seq)))
-        self.claim = claim
-        self.chain = chain
-        self.store = store
-        self.found = found
-        """False if the vCon was not in Redis when it was claimed."""
-        self.uuid = claim.uuid or ""
-        self.outcome: Outcome | None = None
-        self.ending = ""
-        """The state that the settlement leads to: delivered, stopped, delayed, returned or dead."""
-        self.settled = False
-        self.abandoned = False
-        self.slot = -1
-        self.began = time.monotonic()
-        self.deadline = float("inf")
-        self.stage = ""
-        self.storage: Storage | None = None
-        self.link: Link | None = None
-        self.done = 0
-        self.timings: list[tuple[telemetry.Key, float]] = []
-        self.counts: list[telemetry.Key] = []
-        self.board: Callable[[bytes, float], None] = lambda what, deadline: None
-        self.take_note: Callable[[Note], bool] = lambda note: True
-        self._noted = self.began
-        # What the links that are done have asked for; one that fails and runs again asks again.
-        self._asked: tuple[tuple[tuple[str, str], ...], int | None] = ((), None)
-        self._saved: dict[str, str] = {}
-
-    def enter(self, what: bytes, timeout_secs: float) -> None:
-        """Begin something that may take *timeout_secs*, or what is left to the chain."""
-        if self.abandoned:
-            raise ClaimLost(f"{self.stage or 'the run'} was over its time and the claim is settled")
-        self.deadline = min(time.monotonic() + timeout_secs, self.began + self.chain.timeout_secs)
-        self.board(what, self.deadline)
-
-    def fields(self) -> dict[str, str]:
-        """Return the ids of this run for a log line."""
-        return {"vcon": self.uuid, "chain": self.chain.name, "list": self.claim.list}
-
-    def note(self) -> Note:
-        """Return how far this run has come."""
-        return Note(self.done, self.chain.prefixes[self.done], self.uuid, self._asked[0], self._asked[1])
-
-    def link_is_done(self, uuid: str) -> None:
-        """Go on with *uuid* behind the link that has just ended; what it asked for stands now."""
-        self.uuid = uuid
-        self.done += 1
-        self._asked = tuple(self.pushes), self.expire_secs
-
-    def note_slow_work(self) -> None:
-        """Write down which links are done, if that took a while: a run after a crash need not pay for them again."""
-        if time.monotonic() - self._noted < NOTE_AFTER_SECS:
-            return
-        if not self.take_note(self.note()):
-            raise ClaimLost("the claim was taken from this worker")
-        self._noted = time.monotonic()
-
-    def resume(self, note: Note | None) -> None:
-        """Start behind the links that *note* says are done, if the chain still begins with them."""
-        if note is None or note.done >= len(self.chain.prefixes) or self.chain.prefixes[note.done] != note.prefix:
-            return
-        self.done, self.uuid = note.done, note.uuid
-        self.pushes, self.expire_secs = list(note.pushes), note.expire_secs
-        self._asked = note.pushes, note.expire_secs
-
-    def overdue(self) -> Outcome:
-        """Return how this run ends that is still busy after its deadline."""
-        took = time.monotonic() - self.began
-        if self.storage is not None and not self.storage.required:
-            errors = self._storage_errors | {self.storage.name: f"no answer within {self._limit(self.storage.timeout)}"}
-            return Outcome("delivered", self.uuid, storage_errors=errors)
-        if took >= self.chain.timeout_secs:
-            why = f"the chain ran longer than its timeout of {self.chain.timeout_secs:g} s, in {self.stage}"
-        elif self.storage is not None:
-            why = f"{self.stage} did not answer within {self._limit(self.storage.timeout)}"
-        else:
-            why = f"{self.stage} ran longer than its timeout of {self._limit(self.link.timeout if self.link else None)}"
-        retry = (self.link and self.link.retry) or self.chain.retry
-        return Outcome("failed", self.uuid, why, self.link.name if self.link else "", retry=retry, note=self.note())
-
-    def _limit(self, timeout: float | None) -> str:
-        settings = self.chain.settings
-        default = settings.storage_timeout_secs if self.storage is not None else settings.link_timeout_secs
-        return f"{timeout if timeout is not None else default:g} s"
-
-    _storage_errors: dict[str, str] = {}  # noqa: RUF012  replaced by the run once storages begin
+#: How often a vCon that others change while it is saved is saved again.
+SAVE_ROUNDS = 3
 
 
 class Chain:
@@ -192,7 +77,7 @@ class Chain:
         telemetry.bind(fields)
         try:
             run.resume(run.claim.note)
-            if not run.found and not run.store.exists(run.uuid):
+            if not run.found.there and not self._fetched(run):
                 return Outcome("failed", run.uuid, f"there is no vCon {run.uuid}: not in Redis, and no storage has it")
             for index in range(run.done, len(self.links)):
                 fields["link"] = self.links[index].name
@@ -209,11 +94,22 @@ class Chain:
             ambient.bind(None)
             telemetry.bind(None)
 
+    def _fetched(self, run: Run) -> bool:
+        self._enter_reading(run)
+        return run.store.exists(run.uuid)
+
+    def _enter_reading(self, run: Run) -> None:
+        # A storage that is asked may hang as well.
+        run.link, run.stage = None, "reading the vCon"
+        run.enter(b"reading the vCon", self.settings.storage_timeout_secs)
+
     def _run_link(self, run: Run, index: int) -> str | None:
-        link = run.link = self.links[index]
-        run.stage = self._labels[index]
-        if link.when is not None and not link.when.matches(run.writer.get(run.uuid)):
-            return run.uuid
+        link = self.links[index]
+        if link.when is not None:
+            self._enter_reading(run)
+            if not link.when.matches(run.writer.get(run.uuid)):
+                return run.uuid
+        run.link, run.stage = link, self._labels[index]
         began = time.monotonic()
         pushes = len(run.pushes)
         for attempt in range(4):
@@ -247,26 +143,41 @@ class Chain:
             os.chdir(_FOLDER)
 
     def _save(self, run: Run) -> Outcome:
-        version = run.writer.freeze(run.uuid)
-        errors: dict[str, str] = {}
-        run._storage_errors = errors
-        if len(self.storages) == 1 or not self.settings.parallel_storage:
-            for storage in self.storages:
-                self._save_one(run, storage, errors)
+        """Save to all storages, and again if somebody has changed the vCon meanwhile.
+
+        Two chains may save one vCon at the same time, and the older version may come last to a storage.
+        """
+        self._enter_reading(run)
+        version: str | None = run.writer.freeze(run.uuid)
+        errors = run.storage_errors
+        for _ in range(SAVE_ROUNDS):
+            errors.clear()
+            if len(self.storages) == 1 or not self.settings.parallel_storage:
+                for storage in self.storages:
+                    self._save_one(run, storage, errors)
+            else:
+                self._save_all(run, errors)
+            run.storage = None
+            self._enter_reading(run)
+            newer = run.writer.freeze_again(run.uuid)
+            if newer is None:
+                break
+            version = newer
         else:
-            self._save_all(run, errors)
-        run.storage = None
+            # It changes all the time: whoever changes it last saves it last.
+            version = None
         failed = [storage for storage in self.storages if storage.required and storage.name in errors]
         if failed:
             error = f"storage {failed[0].name!r} is required and failed: {errors[failed[0].name]}"
             return Outcome("failed", run.uuid, error, retry=self.retry, note=run.note())
-        return self._delivered(run, errors, version)
+        return self._delivered(run, errors, version or "")
 
     def _save_one(self, run: Run, storage: Storage, errors: dict[str, str]) -> None:
         run.storage, run.stage = storage, f"storage {storage.name!r}"
         run.enter(run.stage.encode()[:100], self._storage_timeout(storage))
         error = self._try_save(run, storage)
-        run.enter(b"", self.settings.storage_timeout_secs)
+        if run.abandoned:
+            raise ClaimLost(f"{run.stage} was over its time and the claim is settled")
         if error:
             errors[storage.name] = error
 
@@ -290,6 +201,7 @@ class Chain:
             thread.join(max(0.0, began + timeout - time.monotonic()))
             if storage.name not in results:
                 late.set()
+                run.late.append(thread)
                 errors[storage.name] = f"no answer within {timeout:g} s"
         for name, error in list(results.items()):
             if isinstance(error, BaseException):
@@ -308,6 +220,9 @@ class Chain:
             results[storage.name] = error
         if late.is_set():
             log.warning("storage %r ended late: %s", storage.name, results[storage.name] or "saved")
+            # Another chain may have saved a newer version to it in between.
+            with suppress(ServerError):
+                run.writer.keep(run.uuid)
 
     def _try_save(self, run: Run, storage: Storage) -> str | None:
         began, outcome = time.monotonic(), "success"
@@ -317,8 +232,9 @@ class Chain:
         except BaseException as error:
             if _caused_by(error, ClaimLost):
                 raise
-            log.warning("storage %r could not save: %s", storage.name, describe(error), exc_info=_unexpected(error))
-            outcome, text = "error", describe(error)
+            outcome, text = "error", describe(error, storage.secrets)
+            details = {"traceback": _traceback(error, storage.secrets)} if not isinstance(error, StorageError) else {}
+            log.warning("storage %r could not save: %s", storage.name, text, extra={"fields": details})
         run.counts.append(telemetry.key("conserver.storage.count", backend=storage.name, outcome=outcome))
         run.timings.append(
             (telemetry.key("conserver.storage.duration", backend=storage.name), time.monotonic() - began)
@@ -338,28 +254,34 @@ class Chain:
         if _caused_by(error, ClaimLost):
             return Outcome("lost", run.uuid, str(error))
         if _caused_by(error, ServerError):
-            return Outcome("returned", run.uuid, f"{run.stage}: {error}", note=run.note(), blameless=True)
+            return Outcome("returned", run.uuid, f"{run.stage}: {error}", note=run.note(), server_failed=True)
         link = run.link
         retry = (link.retry if link else None) or self.retry
-        if isinstance(error, VconNotFound) and not run.stage:
+        if isinstance(error, VconNotFound) and link is None:
             retry = None
         where = f"{run.stage}: " if run.stage else ""
+        secrets = link.secrets if link else frozenset()
         if link:
             run.counts.append(telemetry.key("conserver.link.count", link_name=link.name, outcome="error"))
         return Outcome(
             "failed",
             run.uuid,
-            where + describe(error),
+            where + describe(error, secrets),
             link=link.name if link else "",
-            exception=error if _unexpected(error) else None,
+            # A LinkError says all there is to say; anything else is worth its traceback.
+            traceback="" if isinstance(error, LinkError) else _traceback(error, secrets),
             retry=retry,
             note=run.note(),
         )
 
 
-def describe(error: BaseException) -> str:
-    """Return an exception in a sentence: its type unless it is one of ours, and its message."""
-    text = str(error)
+def describe(error: BaseException, secrets: Collection[str] = ()) -> str:
+    """Return an exception in a sentence: its type unless it is one of ours, and its message without *secrets*."""
+    try:
+        text = str(error)
+    except Exception as trouble:  # noqa: BLE001  other people's exceptions, too
+        text = f"its message cannot be had: {type(trouble).__name__}"
+    text = without(secrets, text)
     if isinstance(error, LinkError) and text:
         return text
     if isinstance(error, SystemExit):
@@ -367,9 +289,10 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _unexpected(error: BaseException) -> BaseException | None:
-    # A LinkError says all there is to say; anything else is worth its traceback.
-    return None if isinstance(error, LinkError) else error
+def _traceback(error: BaseException, secrets: Collection[str]) -> str:
+    # Its first frame is ours, and says nothing about the link.
+    theirs = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    return without(secrets, "".join(format_exception(type(error), error, theirs or error.__traceback__)).rstrip())
 
 
 def _caused_by(error: BaseException, *kinds: type[BaseException]) -> bool:

@@ -119,14 +119,21 @@ class Claim:
         return cls(name, seq, record[at + size :], held_key, crashes, returns, attempts, note)
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Whether a claimed vCon is in Redis; and if it was about to expire, when, and which version that was."""
+
+    there: bool
+    left_secs: int = 0
+    version: str = ""
+
+
 @dataclass(slots=True)
 class Settlement:
     """The end of a claim and what follows from it, all in one step or not at all."""
 
     claim: Claim
     operations: list[tuple[str, str, Any, Any]] = field(default_factory=list)
-    sent: bool = False
-    """It was sent before, and no answer came: when it is not held any more, that is because it was settled then."""
 
     def push(self, list_name: str, value: str | bytes) -> Settlement:
         """Push *value* to the tail of *list_name*."""

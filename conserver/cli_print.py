@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 from collections.abc import Iterable
 from dataclasses import replace
 from enum import StrEnum
@@ -141,8 +140,8 @@ def print_trial(trial: Trial) -> None:
         what = step.error or ("no change" if not step.changes else _counted(step.changes))
         typer.echo(f"link {step.link!r}: {what} ({step.secs * 1000:.0f} ms)")
         _print_lines(step.changes)
-    if trial.exception is not None:
-        say("".join(traceback.format_exception(trial.exception)).rstrip())
+    if trial.traceback:
+        say(trial.traceback)
     for name in trial.skipped:
         typer.echo(f"link {name!r}: not run, since its 'when' does not match")
     for storage, error in trial.storage_errors.items():

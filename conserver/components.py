@@ -24,7 +24,7 @@ from conserver import rules
 from conserver.config import draft_config
 from conserver.configmodel import Component, Config, ImportConfig, LinkConfig, Retry, StorageConfig
 from conserver.filters import When
-from conserver.findings import ComponentError, Finding, Findings, Problem, has_errors
+from conserver.findings import ComponentError, Finding, Findings, Problem, has_errors, secrets_of
 from conserver.imports import Kind, import_component
 from conserver.isolation import Died, call_each
 from conserver.options import bind_options, is_model
@@ -53,6 +53,8 @@ class Link:
     timeout: float | None = None
     retry: Retry | None = None
     when: When | None = None
+    secrets: frozenset[str] = frozenset()
+    """Values of options that may not be repeated in an error."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Storage:
     ping: Callable[[Any], Any] | None = None
     timeout: float | None = None
     required: bool = False
+    secrets: frozenset[str] = frozenset()
+    """Values of options that may not be repeated in an error."""
 
 
 def use_folder(folder: Path) -> None:
@@ -94,6 +98,7 @@ def load_link(config: LinkConfig) -> Link:
         timeout=config.timeout,
         retry=config.retry,
         when=config.when,
+        secrets=frozenset(secrets_of(config.options)),
     )
 
 
@@ -110,6 +115,7 @@ def load_storage(config: StorageConfig) -> Storage:
         ping=getattr(module, "ping", None),
         timeout=config.timeout,
         required=config.required,
+        secrets=frozenset(secrets_of(config.options)),
     )
 
 

@@ -42,7 +42,9 @@ REPLY_TIMEOUT_SECS = 10.0
 #: Codes by which a server says "not now" rather than "not this": nobody's dead letter.
 #: MISCONF: it cannot write its disk. NOREPLICAS, MASTERDOWN, CLUSTERDOWN: its neighbours are gone.
 #: NOPERM, or "ACL failure" in a script: a command is denied, for everybody alike, until an operator allows it.
-_NOT_NOW = re.compile(r"\b(MISCONF|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|LOADING|READONLY|OOM|NOAUTH|NOPERM|ACL failure)\b")
+_NOT_NOW = re.compile(
+    r"\b(BUSY|MISCONF|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|LOADING|READONLY|OOM|NOAUTH|NOPERM|ACL failure)\b"
+)
 _QUOTED = re.compile(r"'[^']*'")
 _COMMAND = re.compile(r"(?s)^Command # \d+ \(.*\) of pipeline caused error: ")
 #: A key that an ACL forbids is "not this": others may go on.
@@ -170,8 +172,10 @@ class Wire:
         Raises ServerError if the connection fails; then any of the commands may or may not have been executed.
         """
         connection = self._connection
+        # What cannot be packed is the caller's mistake, not the server's trouble.
+        packed = connection.pack_commands(commands)
         try:
-            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            connection.send_packed_command(packed, check_health=False)
             return [self._reply() for _ in commands]
         except (RedisError, OSError) as error:
             connection.disconnect()

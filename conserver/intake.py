@@ -47,6 +47,7 @@ class Intake:
         self._position = 0.0  # of the chain that had the last turn
         self._turns: dict[str, _Turn] = {}
         self._chain_of: dict[str, str] = {}
+        self._paused: set[str] = set()
 
     def set_chains(self, chains: Iterable[tuple[ChainConfig, list[str]]]) -> None:
         """Take claims for these chains and their lists from now on; what is in hand of others still counts."""
@@ -55,7 +56,7 @@ class Intake:
             turn = self._turns[config.name] = _Turn(config, lists)
             if config.name in old:
                 turn.position, turn.in_hand = old[config.name].position, old[config.name].in_hand
-                turn.paused = old[config.name].paused
+            turn.paused = config.name in self._paused
             self._chain_of.update(dict.fromkeys(lists, config.name))
         for name, turn in old.items():
             if name not in self._turns and turn.in_hand:
@@ -179,9 +180,9 @@ class Intake:
 
     def set_paused(self, chains: Iterable[str]) -> None:
         """Stop claiming for *chains*, and go on with all others."""
-        names = set(chains)
+        self._paused = set(chains)
         for name, turn in self._turns.items():
-            turn.paused = name in names
+            turn.paused = name in self._paused
             if not turn.paused:
                 turn.probes = 0
 
@@ -193,4 +194,4 @@ class Intake:
 
     def paused(self, chain: str) -> bool:
         """Say whether *chain* is paused."""
-        return chain in self._turns and self._turns[chain].paused
+        return chain in self._paused

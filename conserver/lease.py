@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
+from redis.exceptions import RedisError
+
 from conserver import connection
 from conserver.errors import ServerError
 
@@ -54,7 +56,12 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._ended.wait(self.secs / 3):
-            self.renew()
+            try:
+                self.renew()
+            except RedisError:
+                # Whatever it is: a thread that ends here would have the whole host taken for dead.
+                log.exception("the lease could not be renewed")
+                self._steady_since = None
 
     def renew(self) -> None:
         """Renew once; a gap, whatever its cause, begins the time of steadiness anew."""
@@ -91,10 +98,14 @@ class Lease:
         self._client.set(host_key(self.host), status, px=self._ms)
 
     def lapsed(self, hosts: Iterable[str]) -> list[str]:
-        """Return those of *hosts* whose lease has lapsed, or none while this host may not judge."""
-        hosts = sorted(set(hosts) - {self.host})
-        if not hosts or not self.may_judge:
+        """Return those of *hosts*, and of all that have said so, whose lease has lapsed.
+
+        None while this host may not judge.
+        """
+        if not self.may_judge:
             return []
+        known = {host.decode("utf-8", "replace") for host in self._client.smembers(HOSTS)}
+        hosts = sorted({*hosts, *known} - {self.host})
         pipe = self._client.pipeline(transaction=False)
         for host in hosts:
             pipe.exists(host_key(host))

@@ -8,12 +8,14 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from redis.exceptions import RedisError
+
 from conserver import telemetry
-from conserver.chain import Outcome, Run
 from conserver.claims import Settlement, dead_list, reason, storage_dead_list
 from conserver.config import Retry
 from conserver.errors import ServerError
 from conserver.queue import MAX_RETURNS
+from conserver.run import Outcome, Run
 from conserver.settings import Settings
 from conserver.store import VconStore
 
@@ -68,6 +70,9 @@ def settlement(run: Run, outcome: Outcome, worker: str) -> Settlement:
         if claim.returns > MAX_RETURNS:
             run.ending = "dead"
             end.die(why(f"it came back {claim.returns} times; the last time: {outcome.error}"))
+        elif outcome.server_failed and not outcome.blameless:
+            # The server works for others: if it is this vCon, that shows in time, and does not keep everybody busy.
+            end.delay(min(60.0, 0.5 * 2 ** min(claim.returns, 10)))
         else:
             end.give_back()
     return end
@@ -75,7 +80,7 @@ def settlement(run: Run, outcome: Outcome, worker: str) -> Settlement:
 
 def backoff_secs(retry: Retry, attempt: int) -> float:
     """Return how long the *attempt*-th failure is put aside: doubled each time, with a tenth of jitter."""
-    secs = min(retry.backoff_secs * 2 ** (attempt - 1), retry.max_backoff_secs)
+    secs = min(retry.backoff_secs * 2 ** min(attempt - 1, 60), retry.max_backoff_secs)
     return float(secs * random.uniform(0.9, 1.1))  # noqa: S311  no secret depends on it
 
 
@@ -117,9 +122,10 @@ class Reporter:
         if outcome is None or not log.isEnabledFor(level):
             return
         fields = run.fields() | {"secs": round(secs, 4)}
-        message, exception = ending, None
+        message = ending
         if ending == "dead":
-            message, exception = f"dead letter in {dead_list(run.claim.list)}: {outcome.error}", outcome.exception
+            message = f"dead letter in {dead_list(run.claim.list)}: {outcome.error}"
+            fields |= {"traceback": outcome.traceback} if outcome.traceback else {}
         elif ending == "delayed":
             message = f"failed, to be tried again (attempt {run.claim.attempts}): {outcome.error}"
         elif ending == "returned":
@@ -128,7 +134,7 @@ class Reporter:
             message = f"not settled, since the claim was taken from this worker: {outcome.error or outcome.kind}"
         elif outcome.storage_errors:
             level, message = logging.WARNING, f"delivered, but not saved to {', '.join(outcome.storage_errors)}"
-        log.log(level, "%s", message, exc_info=exception, extra={"fields": fields})
+        log.log(level, "%s", message, extra={"fields": fields})
 
     def _expire(self, runs: Sequence[Run]) -> None:
         versions = []
@@ -144,7 +150,10 @@ class Reporter:
             elif run.expire_secs and not run.chain.storages and run.ending in ("delivered", "stopped"):
                 # The operator's own order; a chain with storages expires nothing that they do not hold.
                 versions.append((outcome.uuid, "*", run.expire_secs))
+            elif run.found.version and run.ending in ("stopped", "dead"):
+                # It was about to expire when it was claimed, and nothing has come of this run.
+                versions.append((run.claim.uuid or "", run.found.version, run.found.left_secs))
         try:
             self._store.expire(versions)
-        except ServerError as error:
+        except (ServerError, RedisError) as error:
             log.warning("%d vCons stay in Redis that could have expired: %s", len(versions), error)

@@ -10,11 +10,12 @@ import logging
 import re
 from typing import Any
 
-from conserver.chain import Chain, Outcome, Run
+from conserver.chain import Chain
 from conserver.errors import ServerError
 from conserver.intake import Intake
 from conserver.outcomes import now
 from conserver.queue import Queue
+from conserver.run import Outcome, Run
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Pauses:
         why = self._paused.get(run.chain.name)
         if why is None or signature(outcome) is None or why.get("signature") != signature(outcome):
             return outcome
-        return Outcome("returned", outcome.uuid, outcome.error, link=outcome.link, note=outcome.note)
+        return Outcome("returned", outcome.uuid, outcome.error, link=outcome.link, note=outcome.note, blameless=True)
 
     def note(self, run: Run) -> None:
         """Count equal failures in a row, and pause the chain when they are too many."""

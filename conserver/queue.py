@@ -48,9 +48,14 @@ class Depth:
 class Queue:
     """Everything about lists that is not the hot path: push, look, recover, dead letters, pauses."""
 
-    def __init__(self, url: str, name: str = "queue") -> None:
-        self._once = connection.once(url, name)
-        self._client = connection.client(url, name)
+    def __init__(self, url: str, name: str = "queue", *, patience_secs: float | None = None) -> None:
+        """With *patience_secs* nothing is repeated, and a server that is silent for so long is in trouble."""
+        if patience_secs is None:
+            self._once = connection.once(url, name)
+            # As many threads may note at the same moment as a worker has.
+            self._client = connection.client(url, name, max_connections=4096)
+        else:
+            self._once = self._client = connection.once(url, name, timeout_secs=patience_secs)
 
     def push(self, name: str, entries: Sequence[str]) -> int:
         """Push UUIDs to the tail of *name* and return its new length. Not repeated if the connection is cut."""

@@ -54,5 +54,5 @@ class Script:
 
 CLAIM, SETTLE, NOTE, RECOVER, DUE = (Script(n) for n in ("claim", "settle", "note", "recover", "due"))
 LEAVE, RETRY, DROP = Script("leave"), Script("retry"), Script("drop")
-SAVE, TOUCH, DELETE, EXPIRE = (Script(n) for n in ("save", "touch", "delete", "expire"))
-ALL = (CLAIM, SETTLE, NOTE, RECOVER, DUE, LEAVE, RETRY, DROP, SAVE, TOUCH, DELETE, EXPIRE)
+SAVE, TOUCH, VERSION, DELETE, EXPIRE = (Script(n) for n in ("save", "touch", "version", "delete", "expire"))
+ALL = (CLAIM, SETTLE, NOTE, RECOVER, DUE, LEAVE, RETRY, DROP, SAVE, TOUCH, VERSION, DELETE, EXPIRE)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from redis.exceptions import NoScriptError
 
 from conserver import connection, scripts
-from conserver.claims import Claim, Settlement, own_key
+from conserver.claims import Claim, Found, Settlement, own_key
 from conserver.errors import ConserverError, ServerError
 from conserver.queue import LISTS
 
@@ -27,6 +28,13 @@ class Trip:
     claims: list[Claim] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
     trouble: ConserverError | None = None
+
+
+def _found(reply: int | bytes) -> Found:
+    if isinstance(reply, int):
+        return Found(bool(reply))
+    left_ms, _, version = reply.decode().partition(":")
+    return Found(True, max(1, int(left_ms) // 1000), version)
 
 
 class NotAMember(ConserverError):
@@ -74,8 +82,6 @@ class Session:
             replies = self._all(commands)
         except ServerError as error:
             trip.trouble = error
-            for settlement in settlements:
-                settlement.sent = True
             return trip
         for (name, rows), reply in zip(by_list.items(), replies, strict=False):
             self._note_results(trip, name, rows, settlements, reply)
@@ -87,7 +93,10 @@ class Session:
             else:
                 if reply[0]:
                     trip.unreadable[name] = reply[0].decode("utf-8", "replace")
-                self._take(name, reply, trip.claims)
+                if not self._take(name, reply, trip.claims):
+                    trip.trouble = NotAMember(
+                        f"the server has gone back in time: it names a claim of {name!r} as one before"
+                    )
         return trip
 
     def _note_results(
@@ -106,7 +115,7 @@ class Session:
             return
         for row, result in zip(rows, reply, strict=True):
             if isinstance(result, int):
-                trip.results[row] = result or int(settlements[row].sent)
+                trip.results[row] = result
                 self._held[name].discard(settlements[row].claim.seq)
             elif connection.is_not_now(words := result.decode("utf-8", "replace")):
                 trip.trouble = ServerError(f"server at {self._wire.address}: {words}")
@@ -122,18 +131,22 @@ class Session:
     def _refusal(self, reply: Exception) -> ServerError:
         return ServerError(f"server at {self._wire.address}: {reply}")
 
-    def _take(self, name: str, reply: list[Any], claims: list[Claim]) -> None:
+    def _take(self, name: str, reply: list[Any], claims: list[Claim]) -> bool:
+        """Note new claims; False if the server hands out a seq a second time, as after a failover to an old copy."""
         held, held_key = self._held[name], own_key(name, f"held:{self.worker}")
-        for at in range(1, len(reply), 2):
-            seq = reply[at]
-            claims.append(Claim.parse(name, held_key, seq, reply[at + 1]))
+        seqs = reply[1::2]
+        if seqs and min(seqs) <= self._after[name]:
+            # Under this name an old run could settle a new claim.
+            return False
+        for seq, record in zip(seqs, reply[2::2], strict=True):
+            claims.append(Claim.parse(name, held_key, seq, record))
             held.add(seq)
-        if len(reply) > 1:
-            self._after[name] = max(self._after[name], *reply[1::2])
+        self._after[name] = max(self._after[name], *seqs) if seqs else self._after[name]
+        return True
 
     def _settle_command(self, name: str, settlements: list[Settlement]) -> connection.Command:
-        keys: dict[str, int] = {own_key(name, f"held:{self.worker}"): 1}
-        args: list[Any] = []
+        keys: dict[str, int] = {own_key(name, f"held:{self.worker}"): 1, own_key(name, "workers"): 2}
+        args: list[Any] = [self.worker]
         for settlement in settlements:
             args += (settlement.claim.seq, len(settlement.operations))
             for kind, key, a, b in settlement.operations:
@@ -154,7 +167,7 @@ class Session:
             keys, [self.worker, n, self._after[name], known, 0 if self._suspects else len(keys)]
         )
 
-    def found(self, claims: Sequence[Claim]) -> list[bool]:
+    def found(self, claims: Sequence[Claim]) -> list[Found]:
         """Say which vCons of *claims* are in Redis, and keep those from expiring while they are worked on.
 
         When the server does not say, none counts as found: whoever runs it looks again.
@@ -166,9 +179,14 @@ class Session:
         except ServerError as error:
             reply = error
         if isinstance(reply, Exception):
-            return [False] * len(claims)
+            return [Found(False)] * len(claims)
         there = iter(reply)
-        return [bool(uuid and next(there)) for uuid in uuids]
+        return [_found(next(there)) if uuid else Found(False) for uuid in uuids]
+
+    def ping(self) -> None:
+        """Wait for the server once; whatever it says, or does not, is met by the next trip."""
+        with suppress(ServerError):
+            self._wire.call([("PING",)])
 
     def wake_keys(self, lists: Iterable[str]) -> dict[str, str]:
         """Return the keys whose entries this worker claims, each with its list, for a watch."""

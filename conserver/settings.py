@@ -16,6 +16,7 @@ from conserver.errors import SettingsError
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off", ""}
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_TEN_YEARS = 10 * 365 * 86400
 _START_METHODS = ("fork", "spawn", "forkserver")
 
 
@@ -103,10 +104,10 @@ class Settings:
             drain_secs=read.number("CONSERVER_DRAIN_SECS", 30.0, least=0.0),
             pause_secs=read.number("CONSERVER_PAUSE_SECS", 30.0, least=0.01),
             redis_format=read.choice("VCON_REDIS_FORMAT", "string", ("string", "json")),
-            redis_expiry_secs=read.integer("VCON_REDIS_EXPIRY", 3600, least=0),
-            index_expiry_secs=read.integer("VCON_INDEX_EXPIRY", 86400, least=0),
+            redis_expiry_secs=read.integer("VCON_REDIS_EXPIRY", 3600, least=0, most=_TEN_YEARS),
+            index_expiry_secs=read.integer("VCON_INDEX_EXPIRY", 86400, least=0, most=_TEN_YEARS),
             context_expiry_secs=read.integer("VCON_CONTEXT_EXPIRY", 86400, least=0),
-            dlq_expiry_secs=read.integer("VCON_DLQ_EXPIRY", 0, least=0) or None,
+            dlq_expiry_secs=read.integer("VCON_DLQ_EXPIRY", 0, least=0, most=_TEN_YEARS) or None,
             sorted_set=read.text("VCON_SORTED_SET_NAME") or "vcons",
             egress_format_version=egress or None,
             max_vcon_bytes=read.integer("CONSERVER_MAX_VCON_BYTES", 64 * 1024 * 1024, least=1024),

@@ -80,8 +80,19 @@ def _party_key(kind: str, value: str) -> str:
 class VconStore:
     """All vCons. Safe for many threads; `writer()` gives each piece of work a writer of its own."""
 
-    def __init__(self, url: str, settings: Settings, read_through: ReadThrough | None = None) -> None:
-        self._client = connection.client(url, "store", max_connections=4096)
+    def __init__(
+        self,
+        url: str,
+        settings: Settings,
+        read_through: ReadThrough | None = None,
+        *,
+        patience_secs: float | None = None,
+    ) -> None:
+        """With *patience_secs* nothing is repeated, and a server that is silent for so long is in trouble."""
+        if patience_secs is None:
+            self._client = connection.client(url, "store", max_connections=4096)
+        else:
+            self._client = connection.once(url, "store", timeout_secs=patience_secs)
         self._settings = settings
         self.max_bytes = settings.max_vcon_bytes
         self._read_through = read_through
@@ -134,6 +145,22 @@ class VconStore:
         if expires and self._settings.redis_expiry_secs:
             self.expire([(uuid, digest(text), self._settings.redis_expiry_secs)])
         return text
+
+    def newest(self, uuid: str) -> bytes | None:
+        """Return the stored text after asking the storages too, or None if nobody has the vCon."""
+        try:
+            return self.read(uuid, expires=False)
+        except VconNotFound:
+            return None
+
+    def version(self, uuid: str) -> str | None:
+        """Return the digest of what Redis holds, or None if it holds nothing."""
+        digest_now: bytes | None = scripts.VERSION(self._client, [vcon_key(uuid)], [])
+        return digest_now.decode() if digest_now else None
+
+    def keep(self, uuid: str) -> None:
+        """Take away the vCon's expiry: it is not certain any more what its storages hold."""
+        self._client.persist(vcon_key(uuid))
 
     def get(self, uuid: str) -> Vcon:
         """Return the vCon, migrated to the current draft in memory; raise VconNotFound or NotAVcon."""
@@ -234,7 +261,7 @@ class VconStore:
         pipe.zrem(self._settings.sorted_set, *uuids, *map(vcon_key, uuids))
         pipe.zrem(_EXPIRING, *uuids)
         pipe.hdel(_INDEX, *uuids)
-        pipe.execute()
+        self._told(pipe.execute(raise_on_error=False))
 
     def _index(self, uuid: str, document: dict[str, Any], before: set[str]) -> None:
         keys = party_keys(document)
@@ -245,7 +272,16 @@ class VconStore:
         for key in before - keys:
             pipe.srem(key, uuid)
         pipe.hset(_INDEX, uuid, _encode(sorted(keys)))
-        pipe.execute()
+        self._told(pipe.execute(raise_on_error=False))
+
+    @staticmethod
+    def _told(replies: list[Any]) -> None:
+        """Raise what the server could not do; say what another program's key prevented."""
+        for reply in replies:
+            if isinstance(reply, Exception):
+                if connection.is_server_error(reply):
+                    raise ServerError(str(reply)) from reply
+                log.warning("the index of parties is not complete, since a key of it is something else: %s", reply)
 
     def _save(
         self,
@@ -290,7 +326,9 @@ class Writer:
         vcon = Vcon.parse(text, max_bytes=self._store.max_bytes)
         if str(vcon.uuid).lower() != uuid.lower():
             raise NotAVcon(f"key {vcon_key(uuid)!r} holds vCon {vcon.uuid}, which is another one")
-        vcon.base = self._read[uuid] = text
+        vcon.base = text
+        # The first text counts for a vCon that is built from what was read: a later one may hold what it has not seen.
+        self._read.setdefault(uuid, text)
         return vcon
 
     @contextmanager
@@ -331,9 +369,13 @@ class Writer:
             if outcome == "locked" and time.monotonic() < give_up:
                 time.sleep(0.02)
                 continue
-            if outcome != "conflict" or base is None:
+            if base is None or outcome not in ("conflict", "gone"):
                 raise _refused(uuid, outcome, rest)
-            theirs = bytes(rest[0])
+            theirs = bytes(rest[0]) if rest else self._store.newest(uuid)
+            if theirs is None:
+                # It has expired, and no storage has it either: what was read is all there is.
+                expected = ""
+                continue
             base_document = base_document or Vcon.parse(base).document
             document = merge(base_document, Vcon.parse(theirs).document, vcon.document)
             text, expected = Vcon(document).to_bytes(), digest(theirs)
@@ -361,6 +403,18 @@ class Writer:
         text = self._saved.get(uuid) or self._store.read(uuid, expires=False)
         self._frozen[uuid] = text
         return digest(text)
+
+    def freeze_again(self, uuid: str) -> str | None:
+        """Return the name of a newer version, which is frozen now, or None if there is none."""
+        before = digest(self._frozen[uuid])
+        if self._store.version(uuid) in (before, None):
+            return None
+        self._saved.pop(uuid, None)
+        return self.freeze(uuid)
+
+    def keep(self, uuid: str) -> None:
+        """Take away the vCon's expiry; see VconStore.keep."""
+        self._store.keep(uuid)
 
     @contextmanager
     def alone(self, uuid: str) -> Iterator[None]:

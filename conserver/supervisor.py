@@ -22,13 +22,14 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import msgspec
+from redis.exceptions import RedisError, ResponseError
 
 from conserver import telemetry
-from conserver.board import Board, Entry
+from conserver.board import Board, Entry, board_name
 from conserver.claims import reason
 from conserver.config import Config
 from conserver.embedded import EmbeddedServer
-from conserver.errors import ServerError
+from conserver.errors import ConserverError, ServerError
 from conserver.health import Health
 from conserver.lease import Lease, host_of
 from conserver.outcomes import now
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 #: A run that its own worker has not settled this long after its deadline has blocked the whole process.
 OVERDUE_GRACE_SECS = 2.0
+#: How long the supervisor waits for an answer of the server.
+PATIENCE_SECS = 2.0
 #: Processes that run suspects, one at a time each.
 MAX_QUARANTINES = 2
 _LONGEST_RESTART_SECS = 10.0
@@ -61,6 +64,7 @@ class _Process:
     snapshot: telemetry.Snapshot | None = None
     overdue: dict[tuple[str, int], float] = field(default_factory=dict)
     culprits: list[Entry] = field(default_factory=list)
+    listener: threading.Thread | None = None
 
 
 @dataclass
@@ -82,8 +86,9 @@ class Supervisor:
         self.config = config
         self.server = server
         self.host = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        self.queue = Queue(url, "supervisor")
-        self.store = VconStore(url, settings)
+        # It has to look after processes whatever the server does, so it waits for no answer for long.
+        self.queue = Queue(url, "supervisor", patience_secs=PATIENCE_SECS)
+        self.store = VconStore(url, settings, patience_secs=PATIENCE_SECS)
         self.lease = Lease(url, self.host, settings.lease_secs)
         self.reload = Reload(settings.config_file, config)
         self.health: Health | None = None
@@ -100,6 +105,10 @@ class Supervisor:
         self._trouble = ""
         self._every: dict[str, float] = {}
         self._metrics_lock = threading.Lock()
+        self._looked = time.monotonic()
+        self._said: dict[str, str] = {}
+        self._looking: threading.Thread | None = None
+        self._new_config: list[Config] = []
 
     def run(self) -> None:
         """Start everything, look after it, and drain when told to stop; raise ServerError if the start fails."""
@@ -147,22 +156,41 @@ class Supervisor:
             if not process.process.is_alive():
                 self._bury(process)
         self._kill_overdue()
+        self._due("recovery", 0.0, self._recover_dead)
+        if not self.stopping:
+            self._due("workers", 0.0, self._start_missing)
+            self._due("retries", 0.25, lambda: self.queue.wake_due(self.queue.lists()))
+            self._due("other hosts", self.settings.lease_secs / 3, self._recover_others)
+            self._due("quarantine", 0.5, self._start_quarantine)
+            self._due("index", 10.0, self.store.sweep)
+            self._due("reload", 1.0, self._reload)
+            if self._trouble:
+                self._due("server", 1.0, self._mend_server)
+        self._due("publish", 1.0, self._publish)
+        self._wait()
+
+    def _due(self, duty: str, every_secs: float, do: Callable[[], Any]) -> None:
+        """Do a duty if it is time for it; what goes wrong with one keeps nobody from the others."""
+        now_secs = time.monotonic()
+        if now_secs < self._every.get(duty, 0.0):
+            return
+        self._every[duty] = now_secs + every_secs
         try:
-            self._recover_dead()
-            if not self.stopping:
-                self._start_missing()
-                self._due("due", 0.25, lambda: self.queue.wake_due(self.queue.lists()))
-                self._due("others", self.settings.lease_secs / 3, self._recover_others)
-                self._due("quarantine", 0.5, self._start_quarantine)
-                self._due("sweep", 10.0, self.store.sweep)
-                self._due("reload", 1.0, self._reload)
-            self._due("publish", 1.0, self._publish)
+            do()
         except ServerError as error:
             if not self._trouble:
                 log.error("the server does not work: %s", error)
             self._trouble = str(error)
-            self._due("server", 1.0, self._mend_server)
-        self._wait()
+            # A server that does not answer is not asked all the time.
+            self._every[duty] = time.monotonic() + max(every_secs, 0.5)
+        except (RedisError, ConserverError, OSError) as error:
+            words = f"{type(error).__name__}: {error}"
+            if self._said.get(duty) != words:
+                log.error("%s: it cannot be done and is tried again: %s", duty, words)
+            self._said[duty] = words
+            self._every[duty] = time.monotonic() + max(every_secs, 1.0)
+        else:
+            self._said.pop(duty, None)
 
     def _publish(self) -> None:
         self.lease.publish(msgspec.json.encode(self.status()))
@@ -179,33 +207,22 @@ class Supervisor:
             self._trouble = str(error)
             log.error("the embedded server cannot be started again: %s", error)
 
-    def _due(self, what: str, every_secs: float, do: Callable[[], Any]) -> None:
-        now_secs = time.monotonic()
-        if now_secs >= self._every.get(what, 0.0):
-            # Before it is done: if it fails, the others get their turn first.
-            self._every[what] = now_secs + every_secs
-            do()
-
     def _wait(self) -> None:
-        pipes = {process.pipe: process for process in self.processes}
-        ready = wait([*pipes, *(p.process.sentinel for p in self.processes), self._wake_read], timeout=0.25)
-        for item in ready:
-            if item is self._wake_read:
-                self._wake_read.recv(64)
-            elif isinstance(item, Connection) and item in pipes:
-                self._listen(pipes[item])
+        ready = wait([*(process.process.sentinel for process in self.processes), self._wake_read], timeout=0.25)
+        if self._wake_read in ready:
+            self._wake_read.recv(64)
 
     def _listen(self, process: _Process) -> None:
+        """Take what a worker says; on a thread of its own, since one that is stopped in mid-word may not hold us up."""
         try:
-            while process.pipe.poll():
+            while True:
                 kind, *values = process.pipe.recv()
                 if kind == "metrics":
                     process.snapshot = values[0]
                 elif kind == "retiring":
                     process.asked_to_end = process.replaced = True
         except (EOFError, OSError):
-            # It has ended: what it left is looked after when its exit code is known.
-            process.process.join(1.0)
+            return
 
     # 2. Processes
 
@@ -235,12 +252,17 @@ class Supervisor:
         process = _context.Process(target=main, args=(spec, theirs), name=name, daemon=False)
         process.start()
         theirs.close()
-        self.processes.append(_Process(name, process, ours, board, quarantine, time.monotonic()))
+        started = _Process(name, process, ours, board, quarantine, time.monotonic())
+        started.listener = threading.Thread(target=self._listen, args=(started,), name=f"listen {name}", daemon=True)
+        started.listener.start()
+        self.processes.append(started)
 
     def _bury(self, process: _Process) -> None:
         """Note how a process ended, and have what it held recovered accordingly."""
-        self._listen(process)
         self.processes.remove(process)
+        if process.listener is not None:
+            # What it has said last is still in the pipe.
+            process.listener.join(1.0)
         process.pipe.close()
         if process.snapshot is not None:
             with self._metrics_lock:
@@ -254,18 +276,25 @@ class Supervisor:
         else:
             limit = f"it came back more than {MAX_RETURNS} times"
         self._recoveries.append(_Recovery(process.name, mode, limit, process.culprits))
+        # A process that ends again and again as soon as it has started must not keep the machine busy.
+        early = time.monotonic() - process.started < 10 and not (self.stopping or process.asked_to_end)
+        if not process.quarantine:
+            self._failures = self._failures + 1 if early else 0
+            if self._failures > 1:
+                secs = min(_LONGEST_RESTART_SECS, 0.1 * 2 ** min(self._failures, 10))
+                self._start_after = time.monotonic() + secs
         if asked and code == 0:
             return
         log.log(logging.WARNING if asked else logging.ERROR, "worker %s %s", process.name, ended)
-        # A process that dies again and again as soon as it has started must not keep the machine busy.
-        self._failures = self._failures + 1 if time.monotonic() - process.started < 10 else 0
-        if self._failures > 1 and not process.quarantine:
-            self._start_after = time.monotonic() + min(_LONGEST_RESTART_SECS, 0.1 * 2**self._failures)
 
     def _kill_overdue(self) -> None:
         """Kill a process in which something is over its time and that has not done anything about it."""
         now_secs = time.monotonic()
+        gap, self._looked = now_secs - self._looked, now_secs
         for process in self.processes:
+            if gap > 1.0:
+                # This process was stopped itself, or the server was: the workers get their chance first.
+                process.overdue = {}
             late = [e for e in process.board.read() if now_secs > e.deadline + OVERDUE_GRACE_SECS]
             seen = {(entry.list, entry.seq): process.overdue.get((entry.list, entry.seq), now_secs) for entry in late}
             process.overdue = seen
@@ -287,15 +316,23 @@ class Supervisor:
     # 4. Recovery
 
     def _recover_dead(self) -> None:
-        while self._recoveries:
-            recovery = self._recoveries[0]
-            lists = self.queue.lists()
-            for name in lists:
+        for recovery in list(self._recoveries):
+            refused: Exception | None = None
+            for name in self.queue.lists():
                 culprits = {
-                    e.seq: self._overdue_reason(e, recovery.worker) for e in recovery.culprits if e.list == name
+                    entry.seq: self._overdue_reason(entry, recovery.worker)
+                    for entry in recovery.culprits
+                    if entry.list == board_name(name)
                 }
-                self._recover(name, recovery.worker, recovery.mode, recovery.limit, culprits)
-            self._recoveries.pop(0)
+                try:
+                    self._recover(name, recovery.worker, recovery.mode, recovery.limit, culprits)
+                except ResponseError as error:
+                    # A key of this list is something else: the other lists do not wait for it.
+                    refused = error
+            self._recoveries.remove(recovery)
+            if refused is not None:
+                self._recoveries.append(recovery)
+                raise refused
 
     def _recover(self, name: str, worker: str, mode: str, limit: str, culprits: dict[int, bytes]) -> None:
         why = reason(limit, worker=worker, at=now(), chain=self.config.chain_of(name) or "")
@@ -329,12 +366,25 @@ class Supervisor:
     # 7. Reload
 
     def _reload(self) -> None:
-        config = self.reload.look()
-        if config is None:
+        """Look for a changed config; the check imports modules, which may take long, so a thread does it."""
+        if self._looking is not None and self._looking.is_alive():
             return
-        self.config = config
-        for process in self.processes:
-            self._tell(process, ("config", config))
+        if self._new_config:
+            self.config = self._new_config.pop()
+            self._new_config.clear()
+            for process in self.processes:
+                self._tell(process, ("config", self.config))
+        self._looking = threading.Thread(target=self._look_for_config, name="reload", daemon=True)
+        self._looking.start()
+
+    def _look_for_config(self) -> None:
+        try:
+            config = self.reload.look()
+        except (ConserverError, OSError) as error:
+            log.error("%s could not be checked: %s", self.settings.config_file, error)
+            return
+        if config is not None:
+            self._new_config.append(config)
 
     def _tell(self, process: _Process, message: tuple[Any, ...]) -> None:
         # A worker that has ended cannot be told anything; it is buried at the next look.

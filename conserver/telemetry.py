@@ -92,10 +92,14 @@ class PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as text; a traceback follows on its own lines."""
         level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
-        fields = " ".join(f"{k}={v}" for k, v in _fields(record).items())
+        values = _fields(record)
+        traceback = values.pop("traceback", None)
+        fields = " ".join(f"{k}={v}" for k, v in values.items())
         line = f"{_timestamp(record.created)[11:19]} {level}{record.getMessage()}{'  ' + fields if fields else ''}"
         if record.exc_info:
-            line = f"{line}\n{self.formatException(record.exc_info)}"
+            traceback = self.formatException(record.exc_info)
+        if traceback:
+            line = f"{line}\n{traceback}"
         return line.encode("utf-8", "replace").decode()
 
 

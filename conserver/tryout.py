@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -71,7 +70,7 @@ class Trial:
     ending: str
     """What the outcome leads to: delivered, stopped, delayed (it would be tried again), dead or returned."""
     error: str
-    exception: BaseException | None
+    traceback: str
     """What a link raised, unless it is a LinkError; its traceback begins in the link."""
     uuid: str
     pushes: list[tuple[str, str]]
@@ -174,7 +173,7 @@ def try_out(plan: Plan, file: Path, settings: Settings) -> Trial:
         skipped=[link.name for link in plan.links if link.when and link.name in passed and link.name not in ran],
         ending=run.ending,
         error=outcome.error,
-        exception=outcome.exception and outcome.exception.with_traceback(_in_link(outcome.exception)),
+        traceback=outcome.traceback,
         uuid=outcome.uuid,
         pushes=egress if outcome.kind in ("delivered", "stopped") else [],
         storage_errors=outcome.storage_errors,
@@ -202,13 +201,6 @@ def _watched(link: Link, store: VconStore, steps: list[Step]) -> Callable[[str, 
                 step.changes += _difference(one, before.get(one, ""), _text(store, one))
 
     return run
-
-
-def _in_link(exception: BaseException) -> TracebackType | None:
-    found = exception.__traceback__
-    while found is not None and Path(found.tb_frame.f_code.co_filename).parent == Path(__file__).parent:
-        found = found.tb_next
-    return found
 
 
 def _text(store: VconStore, uuid: str) -> str:

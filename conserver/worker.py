@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
@@ -23,14 +24,15 @@ from typing import Any
 
 from conserver import components, outbound, telemetry
 from conserver.board import Board
-from conserver.chain import Chain, Outcome, Run
-from conserver.claims import Settlement
+from conserver.chain import Chain
+from conserver.claims import Claim, Settlement
 from conserver.config import Config
 from conserver.errors import ConfigError, ServerError
 from conserver.intake import Intake
 from conserver.outcomes import Reporter, settlement
 from conserver.pauses import Pauses
 from conserver.queue import Queue
+from conserver.run import Outcome, Run
 from conserver.session import NotAMember, Session
 from conserver.settings import Settings
 from conserver.store import VconStore
@@ -103,6 +105,8 @@ class Worker:
         self.abandoned: list[tuple[threading.Thread | None, Run]] = []
         self.pending: list[tuple[Run, Settlement]] = []
         self.refused: list[tuple[float, Run]] = []
+        self.backlog: list[Claim] = []
+        self.late: list[threading.Thread] = []
         self.stopping = False
         self.give_up = float("inf")
         self.idle_since = time.monotonic()
@@ -121,7 +125,7 @@ class Worker:
     def run(self) -> None:
         """Claim, run and settle until told to stop and nothing is in hand."""
         while not (self.stopping and len(self.runs) == len(self.refused) and not self.pending):
-            claiming = not self.stopping and self.free > 0 and self._server_works()
+            claiming = not self.stopping and self.free > 0 and not self.backlog and self._server_works()
             wanted = self.intake.wanted(self.free) if claiming else {}
             if not wanted and not self.pending:
                 self.watch.arm(self.session.wake_keys(self.intake.empty()) if claiming else {})
@@ -158,10 +162,12 @@ class Worker:
         for claim in claims:
             got[claim.list] = got.get(claim.list, 0) + 1
         self.intake.took(wanted, got)
-        if not claims:
-            return
-        for claim, there in zip(claims, self.session.found(claims), strict=True):
-            run = Run(claim, self.chains[self.intake.chain_of(claim.list)], self.store, found=there)
+        # Claims whose reply was lost come beside those that are asked for, so they may be more than there are threads.
+        claims = self.backlog + claims
+        self.backlog = claims[self.free :]
+        claims = claims[: self.free]
+        for claim, found in zip(claims, self.session.found(claims) if claims else [], strict=True):
+            run = Run(claim, self.chains[self.intake.chain_of(claim.list)], self.store, found=found)
             if run.uuid and claim.readable:
                 self._hand_out(run)
             else:
@@ -202,7 +208,12 @@ class Worker:
     def _work(self) -> None:
         while (run := self.jobs.get()) is not None:
             self._threads[run] = threading.current_thread()
-            run.outcome = run.chain.run(run)
+            try:
+                run.outcome = run.chain.run(run)
+            except BaseException as error:
+                # Not even an error of ours may cost a thread, or the claim that it has in hand.
+                log.exception("a run ended in a way that it should not")
+                run.outcome = Outcome("failed", run.uuid, f"internal error: {type(error).__name__}")
             self.inbox.put(run)
             if run.abandoned:
                 # Somebody else has its place by now.
@@ -210,6 +221,7 @@ class Worker:
 
     def _finished(self, run: Run) -> None:
         self._threads.pop(run, None)
+        self.late += run.late
         self.slots.append(run.slot)
         self.board.clear(run.slot)
         if run.abandoned:
@@ -221,9 +233,9 @@ class Worker:
         """Free the thread and have the claim settled with the next trip."""
         self.free += 1
         self.idle_since = time.monotonic()
-        if outcome.blameless:
-            if time.monotonic() >= self._ailing_until:
-                self._server_failed()
+        if outcome.server_failed:
+            # If the server takes a write at this very moment, it may be something about this vCon.
+            outcome = replace(outcome, blameless=not self._takes_writes())
         elif outcome.kind in ("delivered", "stopped"):
             self._ailing = 0
         self.intake.settled(run.chain.name)
@@ -237,7 +249,7 @@ class Worker:
     def _refused(self, run: Run, words: str) -> None:
         """A target of the settlement cannot take it: the run has failed; if that is refused as well, it goes back."""
         log.error("vCon %s could not be settled: %s", run.uuid, words, extra={"fields": run.fields()})
-        if run.ending == "returned":
+        if run.outcome is not None and run.outcome.kind == "returned":
             # Not even that: it stays held, and is tried again later.
             self.refused.append((time.monotonic() + REST_SECS, run))
         elif run.outcome is not None and run.outcome.kind == "failed":
@@ -248,19 +260,22 @@ class Worker:
 
     def _look_after_deadlines(self) -> None:
         """End the claims of runs that are over their time, and leave their threads behind."""
-        now = time.monotonic()
-        late = now - self._looked
-        if late < TICK_SECS:
+        if time.monotonic() - self._looked < TICK_SECS:
             return
-        self._looked = now
+        if self.runs:
+            # While the server is silent, links that wait for it can do nothing.
+            self.session.ping()
+        now = time.monotonic()
+        late, self._looked = now - self._looked, now
         due = [run for at, run in self.refused if now > at]
         self.refused = [(at, run) for at, run in self.refused if now <= at]
         for run in due:
             self._settle(run, Outcome("returned", run.uuid, "it could not be settled before", note=run.note()))
         if late > 1.0 + TICK_SECS:
-            # The whole process was stopped, or starved: nobody's fault in here.
+            # The whole process was stopped, or the server was: nobody's fault in here.
             for run in self.runs.values():
-                run.deadline += late
+                if run.outcome is None:
+                    run.extend(late)
         for run in [run for run in self.runs.values() if run.outcome is None]:
             if now > run.deadline or now > self.give_up:
                 self._abandon(
@@ -268,7 +283,9 @@ class Worker:
                 )
         if self.quarantine and not self.runs and now - self.idle_since > QUARANTINE_IDLE_SECS:
             self.stopping = True
-        if len(self.abandoned) > MAX_ABANDONED or any(_burns(thread) for thread, _ in self.abandoned):
+        self.late = [thread for thread in self.late if thread.is_alive()]
+        left = [*self.late, *(thread for thread, _ in self.abandoned)]
+        if len(left) > MAX_ABANDONED or any(_burns(thread) for thread in left):
             self._retire()
 
     def _abandon(self, run: Run, outcome: Outcome) -> None:
@@ -307,18 +324,21 @@ class Worker:
         """
         if not self._ailing or time.monotonic() < self._ailing_until:
             return not self._ailing
+        return self._takes_writes()
+
+    def _takes_writes(self) -> bool:
+        """Ask the server to take a write; if it does not, nothing is claimed for a while that grows."""
+        if self._ailing and time.monotonic() < self._ailing_until:
+            return False
         try:
             self.queue.probe()
         except ServerError:
-            self._server_failed()
+            if not self._ailing:
+                log.error("the server does not work for what runs; nothing is claimed until it does")
+            self._ailing += 1
+            self._ailing_until = time.monotonic() + min(LONGEST_AILING_SECS, 0.25 * 2 ** min(self._ailing, 10))
             return False
         return True
-
-    def _server_failed(self) -> None:
-        if not self._ailing:
-            log.error("the server does not work for what runs; nothing is claimed until it does")
-        self._ailing += 1
-        self._ailing_until = time.monotonic() + min(LONGEST_AILING_SECS, 0.25 * 2 ** min(self._ailing, 10))
 
     def stop(self, within_secs: float) -> None:
         """Claim no more; what still runs after *within_secs* is given back."""
@@ -327,7 +347,8 @@ class Worker:
 
     def _retire(self) -> None:
         if not self.stopping:
-            log.warning("%d threads did not come back; this process finishes and is replaced", len(self.abandoned))
+            left = len(self.abandoned) + len(self.late)
+            log.warning("%d threads did not come back; this process finishes and is replaced", left)
             self.stopping = True
             self.tell(("retiring",))
 
@@ -337,7 +358,14 @@ class Worker:
         lists = chains_of(config, self.settings)
 
         def switch() -> None:
-            self.session.join([name for chain in chains for name in lists[chain]])
+            try:
+                self.session.join([name for chain in chains for name in lists[chain]])
+            except ServerError as error:
+                log.warning("the config waits for the server: %s", error)
+                later = threading.Timer(1.0, lambda: self.inbox.put(switch))
+                later.daemon = True
+                later.start()
+                return
             self.chains.update(chains)
             self.storages = storages
             self.intake.set_chains((chains[name].config, list(lists[name])) for name in chains)
@@ -444,6 +472,9 @@ def main(spec: Spec, supervisor: Connection) -> None:
     worker = Worker(spec, supervisor)
     signal.signal(signal.SIGTERM, lambda *_: worker.inbox.put(lambda: worker.stop(spec.settings.drain_secs)))
     worker.use(spec.config)
+    with suppress(ServerError):
+        # Before the first claim: it may be of a chain that is paused.
+        worker.pauses.set(*worker.pauses.look())
     for duty in (worker.listen, worker.report):
         threading.Thread(target=duty, name=duty.__name__, daemon=True).start()
     code = 0

@@ -7,11 +7,12 @@ from typing import Any
 
 from redis import Redis
 
-from conserver.chain import Chain, Outcome, Run
+from conserver.chain import Chain
 from conserver.claims import Claim
 from conserver.components import Link, Storage
 from conserver.config import ChainConfig
 from conserver.queue import Queue
+from conserver.run import Outcome, Run
 from conserver.session import Session
 from conserver.settings import Settings
 from conserver.store import VconStore

@@ -11,11 +11,11 @@ import pytest
 from redis import Redis
 
 from conserver import telemetry
-from conserver.chain import Outcome, Run
 from conserver.claims import Note
 from conserver.config import Retry
 from conserver.outcomes import Reporter, backoff_secs, settlement
 from conserver.queue import MAX_RETURNS
+from conserver.run import Outcome, Run
 from conserver.settings import Settings
 from conserver.store import digest
 from tests.runs import A, B, Host, storage

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from conserver.chain import Chain, Outcome, Run
+from conserver.chain import Chain
 from conserver.config import ChainConfig
 from conserver.intake import Intake
 from conserver.outcomes import settlement
 from conserver.pauses import LONGEST_PAUSE_SECS, Pauses, signature
 from conserver.queue import Queue
+from conserver.run import Outcome, Run
 from tests.runs import A, Host
 from tests.server_moods import read_only
 from tests.waiting import wait_until

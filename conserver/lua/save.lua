@@ -10,7 +10,9 @@
 --         format: "string" or "json"
 --         revive: "1" to write in spite of a deleted mark and take it away
 --         seq: the claim that the writer works for, or ""
--- Reply   {"ok"} or, in format "json", {"ok", the text as it is stored}; {"lost"} the claim is not held any more, {"deleted"}, {"locked"},
+--
+-- Reply   {"gone"} the version that the writer read has expired: a storage may hold a newer one,
+--         {"ok"} or, in format "json", {"ok", the text as it is stored}; {"lost"} the claim is not held any more, {"deleted"}, {"locked"},
 --         {"conflict", text} somebody else wrote this, or {"type", what the key holds}
 
 local key, expected, text = KEYS[1], ARGV[1], ARGV[2]
@@ -30,8 +32,12 @@ if kind == 'string' then current = redis.call('GET', key)
 elseif kind == 'ReJSON-RL' then current = redis.call('JSON.GET', key)
 elseif kind ~= 'none' then return {'type', kind} end
 
-if current and expected ~= '*' and current ~= text then
-  if expected == '' or redis.sha1hex(current) ~= expected then return {'conflict', current} end
+if expected ~= '*' and current ~= text then
+  if current then
+    if expected == '' or redis.sha1hex(current) ~= expected then return {'conflict', current} end
+  elseif expected ~= '' then
+    return {'gone'}
+  end
 end
 -- SET drops an expiry: the copy that a storage holds is not this one any more.
 if ARGV[4] == 'json' then

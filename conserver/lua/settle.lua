@@ -1,13 +1,17 @@
 -- End claims: each is removed and what follows from it is pushed, in one step; or nothing of it happens.
 --
 -- KEYS[1] hash   seq -> record: what this worker holds
--- KEYS[2..]      targets of the operations
--- ARGV    for each claim: seq, number of operations, then the operations:
+-- KEYS[2] set    the workers that may claim from this list
+-- KEYS[3..]      targets of the operations
+-- ARGV    worker, then for each claim: seq, number of operations, then the operations:
 --           R key value            RPUSH
 --           D key entry json       note why an entry is dead (see dead.lua)
 --           Z key delay-ms member  ZADD, due after the delay by the server's clock
 --         (key is an index in KEYS)
--- Reply   for each claim: 1 settled, 0 no longer held, or the error of a target that refused
+-- Reply   for each claim: 1 settled, 0 it was taken away, or the error of a target that refused
+--
+-- Recovery takes away the record and the membership in one step. So what a member does not hold any more it has
+-- settled before, and the answer was lost.
 
 local kinds = {R = 'list', D = 'hash', Z = 'zset'}
 local widths = {R = 3, D = 4, Z = 4}
@@ -42,7 +46,8 @@ local function undo(op, key, a, b)
 end
 
 local reply = {}
-local at = 1
+local at = 2
+local member
 while at <= #ARGV do
   local seq, count = ARGV[at], tonumber(ARGV[at + 1])
   at = at + 2
@@ -54,7 +59,8 @@ while at <= #ARGV do
     at = at + widths[op]
   end
   if redis.call('HEXISTS', KEYS[1], seq) == 0 then
-    reply[#reply + 1] = 0
+    member = member or redis.call('SISMEMBER', KEYS[2], ARGV[1])
+    reply[#reply + 1] = member
   elseif refused then
     reply[#reply + 1] = refused
   else
