@@ -29,6 +29,7 @@ from conserver.settings import Settings
 log = logging.getLogger(__name__)
 
 _FOLDER = os.getcwd()
+_OURS = os.path.dirname(__file__) + os.sep
 #: How often a vCon that others change while it is saved is saved again.
 SAVE_ROUNDS = 3
 
@@ -290,8 +291,10 @@ def describe(error: BaseException, secrets: Collection[str] = ()) -> str:
 
 
 def _traceback(error: BaseException, secrets: Collection[str]) -> str:
-    # Its first frame is ours, and says nothing about the link.
-    theirs = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    # Our own frames, which come first, say nothing about the link.
+    theirs = error.__traceback__
+    while theirs is not None and theirs.tb_frame.f_code.co_filename.startswith(_OURS):
+        theirs = theirs.tb_next
     return without(secrets, "".join(format_exception(type(error), error, theirs or error.__traceback__)).rstrip())
 
 

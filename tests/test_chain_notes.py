@@ -10,6 +10,7 @@ import pytest
 from redis import Redis
 
 from conserver import Vcon, chain, push, vcons
+from conserver import run as run_module
 from conserver.claims import Note, Settlement
 from conserver.config import Retry
 from tests.runs import A, B, Host, document, goes_on, link, storage
@@ -57,7 +58,7 @@ def claimed_again(host: Host) -> chain.Claim:
 
 def test_slow_work_is_noted_where_recovery_finds_it(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """What another worker reads after a kill -9 in the middle of the second link."""
-    monkeypatch.setattr(chain, "NOTE_AFTER_SECS", 0.0)
+    monkeypatch.setattr(run_module, "NOTE_AFTER_SECS", 0.0)
     notes: list[Note | None] = []
 
     def looks(uuid: str) -> str:
@@ -83,7 +84,7 @@ def test_quick_work_is_not_noted(host: Host) -> None:
 
 def test_a_note_that_is_not_taken_ends_the_run(host: Host, monkeypatch: pytest.MonkeyPatch, seen: list[str]) -> None:
     """The claim is somebody else's by now: running on would do the work twice."""
-    monkeypatch.setattr(chain, "NOTE_AFTER_SECS", 0.0)
+    monkeypatch.setattr(run_module, "NOTE_AFTER_SECS", 0.0)
     run = host.begin(host.chain([link(goes_on), link(seen.append)]))
     run.take_note = lambda note: False
 

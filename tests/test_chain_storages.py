@@ -78,7 +78,7 @@ def test_a_required_one_that_fails_fails_the_vcon(host: Host) -> None:
 
 
 def test_all_save_the_version_that_may_expire(host: Host) -> None:
-    """Even if somebody changes the vCon while they save."""
+    """If somebody changes the vCon while they save, all of them save again: an older version may not come last."""
     saved: list[bytes] = []
     changed = threading.Lock()
 
@@ -95,7 +95,24 @@ def test_all_save_the_version_that_may_expire(host: Host) -> None:
 
     assert saved[0] == saved[1]
     assert b"late" not in saved[0]
-    assert outcome.version == digest(saved[0])
+    assert saved[2] == saved[3]
+    assert b"late" in saved[2]
+    assert outcome.version == digest(saved[3])
+
+
+def test_a_vcon_that_changes_all_the_time_is_delivered_and_does_not_expire(host: Host) -> None:
+    """There is an end to saving again; whoever changes it last saves it last."""
+    saved: list[str] = []
+
+    def save(uuid: str) -> None:
+        saved.append(uuid)
+        with host.store.edit(uuid) as other:
+            other.add_tag("late", str(len(saved)))
+
+    outcome = host.run(host.chain([], [storage(save, get=gives_back)]))
+
+    assert (outcome.kind, outcome.version) == ("delivered", "")
+    assert len(saved) == 3
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid as uuids
 from collections.abc import Callable, Iterator
 
@@ -260,11 +261,11 @@ def test_a_record_of_an_unknown_version_is_put_aside_as_it_is(redis: Redis, sess
 
 
 def test_a_claim_is_settled_once(redis: Redis, session: Session) -> None:
-    """Who settles a second time is told that there is nothing to settle, and pushes nothing."""
+    """Who settles a second time, since the answer was lost, is told that it is done, and pushes nothing."""
     redis.rpush("in", A)
     end = Settlement(claim(session)[0]).push("out", A)
 
-    assert [settle(session, end), settle(session, end)] == [[1], [0]]
+    assert [settle(session, end), settle(session, end)] == [[1], [1]]
     assert redis.llen("out") == 1
 
 
@@ -397,7 +398,11 @@ def test_found_says_which_vcons_are_there_and_keeps_them(redis: Redis, session: 
     redis.set(f"vcon:{A}", "{}", ex=100)
     redis.rpush("in", A, "no uuid", B)
 
-    assert session.found(claim(session, 3)) == [True, False, False]
+    found = session.found(claim(session, 3))
+
+    assert [one.there for one in found] == [True, False, False]
+    assert found[0].left_secs == pytest.approx(100, abs=2)
+    assert found[0].version == hashlib.sha1(b"{}").hexdigest()
     assert redis.ttl(f"vcon:{A}") == -1
 
 
