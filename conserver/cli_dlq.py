@@ -137,7 +137,7 @@ def dlq_replay(storage: Annotated[str, typer.Argument(metavar="STORAGE")], most:
     from conserver.replay import replay
     from conserver.server import serving
     from conserver.store import VconStore
-    from conserver.worker import read_through
+    from conserver.workload import read_through
 
     settings = settings_of()
     with serving(settings) as server:

@@ -27,7 +27,7 @@ from conserver.server import Server, serving
 from conserver.settings import Settings
 from conserver.store import VconStore
 from conserver.supervisor import Supervisor
-from conserver.worker import chains_of
+from conserver.workload import chains_of
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from conserver.lease import HOSTS, host_key
 from conserver.queue import Queue
 from conserver.server import Server
 from conserver.settings import Settings
-from conserver.worker import chains_of
+from conserver.workload import chains_of
 
 _COLUMNS = ("waiting", "returned", "delayed", "suspects", "held", "dead", "parked")
 

@@ -16,7 +16,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -33,11 +33,14 @@ from conserver.errors import ConserverError, ServerError
 from conserver.health import Health
 from conserver.lease import Lease, host_of
 from conserver.outcomes import now
+from conserver.process import EXIT_NOT_A_MEMBER, Spec, main
 from conserver.queue import MAX_CRASHES, MAX_RETURNS, Queue
 from conserver.reload import Reload
 from conserver.settings import Settings
 from conserver.store import VconStore
-from conserver.worker import EXIT_NOT_A_MEMBER, MAX_ABANDONED, Spec, chains_of, main
+from conserver.vitals import Vitals
+from conserver.worker import MAX_ABANDONED
+from conserver.workload import chains_of
 
 log = logging.getLogger(__name__)
 
@@ -92,19 +95,20 @@ class Supervisor:
         self.lease = Lease(url, self.host, settings.lease_secs)
         self.reload = Reload(settings.config_file, config)
         self.health: Health | None = None
+        self.vitals = Vitals(self)
         self.stopping = False
         self._stops = self._drains = 0
         self.processes: list[_Process] = []
         self._numbers = iter(range(1, 1 << 62))
         self._recoveries: list[_Recovery] = []
-        self._ended = telemetry.Metrics()
+        self.ended = telemetry.Metrics()
         self._failures = 0
         self._start_after = 0.0
         self._wake_read, self._wake_write = socket.socketpair()
         self._give_up = float("inf")
-        self._trouble = ""
+        self.trouble = ""
         self._every: dict[str, float] = {}
-        self._metrics_lock = threading.Lock()
+        self.metrics_lock = threading.Lock()
         self._looked = time.monotonic()
         self._said: dict[str, str] = {}
         self._looking: threading.Thread | None = None
@@ -113,8 +117,9 @@ class Supervisor:
     def run(self) -> None:
         """Start everything, look after it, and drain when told to stop; raise ServerError if the start fails."""
         self.lease.begin()
-        self._warn_about_server()
-        self.health = Health(self.settings.metrics_port, self._ready, self._metrics)
+        for warning in self.queue.server_warnings():
+            log.warning("%s", warning)
+        self.health = Health(self.settings.metrics_port, self.vitals.ready, self.vitals.metrics)
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, lambda *_: self.stop())
         try:
@@ -164,7 +169,7 @@ class Supervisor:
             self._due("quarantine", 0.5, self._start_quarantine)
             self._due("index", 10.0, self.store.sweep)
             self._due("reload", 1.0, self._reload)
-            if self._trouble:
+            if self.trouble:
                 self._due("server", 1.0, self._mend_server)
         self._due("publish", 1.0, self._publish)
         self._wait()
@@ -178,9 +183,9 @@ class Supervisor:
         try:
             do()
         except ServerError as error:
-            if not self._trouble:
+            if not self.trouble:
                 log.error("the server does not work: %s", error)
-            self._trouble = str(error)
+            self.trouble = str(error)
             # A server that does not answer is not asked all the time.
             self._every[duty] = time.monotonic() + max(every_secs, 0.5)
         except (RedisError, ConserverError, OSError) as error:
@@ -193,10 +198,10 @@ class Supervisor:
             self._said.pop(duty, None)
 
     def _publish(self) -> None:
-        self.lease.publish(msgspec.json.encode(self.status()))
-        if self._trouble:
+        self.lease.publish(msgspec.json.encode(self.vitals.status()))
+        if self.trouble:
             log.warning("the server works again")
-        self._trouble = ""
+        self.trouble = ""
 
     def _mend_server(self) -> None:
         if self.server is None or self.stopping:
@@ -204,7 +209,7 @@ class Supervisor:
         try:
             self.server.restart_if_dead()
         except ServerError as error:
-            self._trouble = str(error)
+            self.trouble = str(error)
             log.error("the embedded server cannot be started again: %s", error)
 
     def _wait(self) -> None:
@@ -265,8 +270,8 @@ class Supervisor:
             process.listener.join(1.0)
         process.pipe.close()
         if process.snapshot is not None:
-            with self._metrics_lock:
-                self._ended.add(process.snapshot)
+            with self.metrics_lock:
+                self.ended.add(process.snapshot)
         code = process.process.exitcode
         asked = process.asked_to_end or self.stopping or code in (0, EXIT_NOT_A_MEMBER)
         mode = "returned" if asked else "quarantine" if process.quarantine else "suspects"
@@ -390,88 +395,6 @@ class Supervisor:
         # A worker that has ended cannot be told anything; it is buried at the next look.
         with contextlib.suppress(OSError):
             process.pipe.send(message)
-
-    # What others may know
-
-    def status(self) -> dict[str, Any]:
-        """Return what this host does, as plain values."""
-        clock = time.monotonic()
-        return {
-            "host": self.host,
-            "pid": os.getpid(),
-            "metrics_port": self.health.port if self.health else None,
-            "config": {"file": str(self.settings.config_file), "error": self.reload.error},
-            "chains": list(chains_of(self.config, self.settings)),
-            "stopping": self.stopping,
-            "workers": [
-                {
-                    "name": process.name,
-                    "pid": process.process.pid,
-                    "quarantine": process.quarantine,
-                    "running": [
-                        {"vcon": e.uuid, "list": e.list, "what": e.what, "seconds_left": round(e.deadline - clock, 1)}
-                        if e.deadline != float("inf")
-                        else {"vcon": e.uuid, "list": e.list, "what": e.what}
-                        for e in process.board.read()[:50]
-                    ],
-                }
-                for process in self.processes
-            ],
-        }
-
-    def _ready(self) -> tuple[bool, dict[str, Any]]:
-        workers = sum(p.process.is_alive() and p.snapshot is not None for p in self.processes if not p.quarantine)
-        problems = [self._trouble] if self._trouble else []
-        if not problems:
-            try:
-                self.queue.probe()
-            except ServerError as error:
-                problems.append(str(error))
-        if workers < 1:
-            problems.append("no worker is running yet")
-        if self.stopping:
-            problems.append("draining")
-        details = {"problems": problems, "workers": workers, "config_error": self.reload.error, "host": self.host}
-        return not problems, details
-
-    def _metrics(self) -> bytes:
-        with self._metrics_lock:
-            ended = self._ended.snapshot()
-        snapshots = [process.snapshot for process in list(self.processes) if process.snapshot is not None]
-        gauges: list[tuple[telemetry.Key, float]] = [
-            (telemetry.key("conserver.workers"), float(len(self.processes))),
-            (telemetry.key("conserver.config.broken"), float(self.reload.error is not None)),
-        ]
-        try:
-            gauges += self._server_gauges()
-        except ServerError as error:
-            log.debug("no numbers of the server: %s", error)
-        inflight: dict[str, int] = {}
-        for process in list(self.processes):
-            for entry in process.board.read():
-                chain = self.config.chain_of(entry.list) or ""
-                inflight[chain] = inflight.get(chain, 0) + 1
-        gauges += [(telemetry.key("conserver.vcons.inflight", chain_name=c), float(n)) for c, n in inflight.items()]
-        return telemetry.exposition([ended, telemetry.metrics.snapshot(), *snapshots], gauges)
-
-    def _server_gauges(self) -> Iterable[tuple[telemetry.Key, float]]:
-        length = "conserver.ingress_list.length"
-        for name, depth in self.queue.depths(list(self.config.lists)).items():
-            for kind in ("waiting", "returned", "delayed", "suspects", "held", "dead"):
-                shown = {"waiting": "ingress", "dead": "dlq"}.get(kind, kind)
-                yield telemetry.key(length, ingress_list=name, kind=shown), float(getattr(depth, kind))
-        for storage in self.config.storages:
-            yield (
-                telemetry.key(length, ingress_list=f"storage:{storage}", kind="dlq"),
-                float(self.queue.dead_count(f"storage:{storage}")),
-            )
-        for chain in self.queue.paused():
-            yield telemetry.key("conserver.chain.paused", chain_name=chain), 1.0
-        yield telemetry.key("conserver.redis.memory_used_bytes"), float(self.queue.server_info()["used_memory"])
-
-    def _warn_about_server(self) -> None:
-        for warning in self.queue.server_warnings():
-            log.warning("%s", warning)
 
 
 def _ended(code: int | None) -> str:

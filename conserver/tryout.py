@@ -28,7 +28,7 @@ from conserver.session import Session
 from conserver.settings import Settings
 from conserver.store import VconStore
 from conserver.vcon import Vcon, migrate
-from conserver.worker import read_through
+from conserver.workload import read_through
 from conserver.yamlnodes import read_yaml
 
 _LIST = "try"

@@ -9,25 +9,20 @@ supervisor is gone.
 from __future__ import annotations
 
 import logging
-import os
 import random
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from conserver import components, outbound, telemetry
+from conserver import components
 from conserver.board import Board
 from conserver.chain import Chain
 from conserver.claims import Claim, Settlement
 from conserver.config import Config
-from conserver.errors import ConfigError, ServerError
+from conserver.errors import ServerError
 from conserver.intake import Intake
 from conserver.outcomes import Reporter, settlement
 from conserver.pauses import Pauses
@@ -37,6 +32,8 @@ from conserver.session import NotAMember, Session
 from conserver.settings import Settings
 from conserver.store import VconStore
 from conserver.watch import Watch
+from conserver.workload import chains_of, load, read_through
+from conserver.writes import Writes
 
 log = logging.getLogger(__name__)
 
@@ -44,62 +41,43 @@ log = logging.getLogger(__name__)
 TICK_SECS = 0.25
 #: How long a list that cannot be read (a key of another type) is left alone.
 REST_SECS = 5.0
-#: The longest that nothing is claimed because the server has failed what ran.
-LONGEST_AILING_SECS = 60.0
 #: A process with more threads that did not come back than this is replaced.
 MAX_ABANDONED = 8
 #: A quarantine with nothing to do ends.
 QUARANTINE_IDLE_SECS = 3.0
-#: The exit code of a worker that was taken for dead by others.
-EXIT_NOT_A_MEMBER = 75
-
-
-@dataclass
-class Spec:
-    """What a worker process is started with; it travels to it by pickle."""
-
-    name: str
-    url: str
-    settings: Settings
-    config: Config
-    board_memory: Any
-    slots: int
-    quarantine: bool = False
-
-
-def chains_of(config: Config, settings: Settings) -> dict[str, list[str]]:
-    """Return the chains that this host works on, each with the lists that it claims from.
-
-    Of two chains with the same ingress list the last one has it, as in the existing conserver.
-    """
-    chains: dict[str, list[str]] = {}
-    for name, chain in config.chains.items():
-        if not chain.enabled or name in config.waiting or (settings.chains and name not in settings.chains):
-            continue
-        chains[name] = [ingress for ingress in chain.ingress_lists if config.chain_of(ingress) == name]
-    return chains
 
 
 class Worker:
     """The state of one worker process. All methods but `_work` run on the one protocol thread."""
 
-    def __init__(self, spec: Spec, supervisor: Connection) -> None:
-        self.settings = spec.settings
-        self.quarantine = spec.quarantine
-        threads = 1 if spec.quarantine else spec.settings.concurrency
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        settings: Settings,
+        board: Board,
+        *,
+        quarantine: bool,
+        retire: Callable[[], None],
+    ) -> None:
+        """*retire* tells the supervisor that this process finishes what it has and wants to be replaced."""
+        self.settings = settings
+        self.quarantine = quarantine
+        threads = 1 if quarantine else settings.concurrency
         self.inbox: SimpleQueue[Callable[[], None] | Run] = SimpleQueue()
-        self.queue = Queue(spec.url, f"worker:{spec.name}")
-        self.store = VconStore(spec.url, spec.settings, read_through=lambda uuid: read_through(self.storages, uuid))
-        self.session = Session(spec.url, spec.name, suspects=spec.quarantine)
+        self.queue = Queue(url, f"worker:{name}")
+        self.store = VconStore(url, settings, read_through=lambda uuid: read_through(self.storages, uuid))
+        self.session = Session(url, name, suspects=quarantine)
         self.intake = Intake(threads)
-        self.reporter = Reporter(spec.name, self.store, spec.settings)
-        self.pauses = Pauses(self.queue, self.intake, spec.settings.pause_secs)
-        self.board = Board(spec.slots, memory=spec.board_memory)
-        self.watch = Watch(spec.url, spec.name, wake=self._wake)
+        self.reporter = Reporter(name, self.store, settings)
+        self.pauses = Pauses(self.queue, self.intake, settings.pause_secs)
+        self.writes = Writes(self.queue)
+        self.board = board
+        self.watch = Watch(url, name, wake=self._wake)
         self.chains: dict[str, Chain] = {}
         self.storages: list[components.Storage] = []
         self.runs: dict[tuple[str, int], Run] = {}
-        self.slots = list(range(spec.slots))
+        self.slots = list(range(board.slots))
         self.jobs: SimpleQueue[Run | None] = SimpleQueue()
         self.free = threads
         self.abandoned: list[tuple[threading.Thread | None, Run]] = []
@@ -111,11 +89,8 @@ class Worker:
         self.give_up = float("inf")
         self.idle_since = time.monotonic()
         self._trouble = 0
-        self._ailing = 0
-        self._ailing_until = 0.0
         self._looked = time.monotonic()
-        self._supervisor = supervisor
-        self._sending = threading.Lock()
+        self._tell_to_retire = retire
         self._threads: dict[Run, threading.Thread] = {}
         for _ in range(threads):
             self._add_thread()
@@ -125,11 +100,11 @@ class Worker:
     def run(self) -> None:
         """Claim, run and settle until told to stop and nothing is in hand."""
         while not (self.stopping and len(self.runs) == len(self.refused) and not self.pending):
-            claiming = not self.stopping and self.free > 0 and not self.backlog and self._server_works()
+            claiming = not self.stopping and self.free > 0 and not self.backlog and self.writes.accepted()
             wanted = self.intake.wanted(self.free) if claiming else {}
             if not wanted and not self.pending:
                 self.watch.arm(self.session.wake_keys(self.intake.empty()) if claiming else {})
-                self._collect(TICK_SECS if self.runs or self._ailing else 1.0)
+                self._collect(TICK_SECS if self.runs or self.writes.doubtful else 1.0)
                 self._look_after_deadlines()
                 continue
             trip = self.session.trip([end for _, end in self.pending], wanted)
@@ -235,9 +210,9 @@ class Worker:
         self.idle_since = time.monotonic()
         if outcome.server_failed:
             # If the server takes a write at this very moment, it may be something about this vCon.
-            outcome = replace(outcome, blameless=not self._takes_writes())
+            outcome = replace(outcome, blameless=not self.writes.ask())
         elif outcome.kind in ("delivered", "stopped"):
-            self._ailing = 0
+            self.writes.went_well()
         self.intake.settled(run.chain.name)
         self._settle(run, self.pauses.spare(run, outcome))
 
@@ -317,29 +292,6 @@ class Worker:
     def _wake(self, lists: Iterable[str]) -> None:
         self.inbox.put(lambda: self.intake.look(lists))
 
-    def _server_works(self) -> bool:
-        """Say whether to claim: after the server has failed a run, not before it takes a write again.
-
-        Else the same vCons would run into the same trouble again and again, and pay for it each time.
-        """
-        if not self._ailing or time.monotonic() < self._ailing_until:
-            return not self._ailing
-        return self._takes_writes()
-
-    def _takes_writes(self) -> bool:
-        """Ask the server to take a write; if it does not, nothing is claimed for a while that grows."""
-        if self._ailing and time.monotonic() < self._ailing_until:
-            return False
-        try:
-            self.queue.probe()
-        except ServerError:
-            if not self._ailing:
-                log.error("the server does not work for what runs; nothing is claimed until it does")
-            self._ailing += 1
-            self._ailing_until = time.monotonic() + min(LONGEST_AILING_SECS, 0.25 * 2 ** min(self._ailing, 10))
-            return False
-        return True
-
     def stop(self, within_secs: float) -> None:
         """Claim no more; what still runs after *within_secs* is given back."""
         self.stopping = True
@@ -350,7 +302,7 @@ class Worker:
             left = len(self.abandoned) + len(self.late)
             log.warning("%d threads did not come back; this process finishes and is replaced", left)
             self.stopping = True
-            self.tell(("retiring",))
+            self._tell_to_retire()
 
     def use(self, config: Config) -> None:
         """Take *config* for what is claimed from now on; imports happen on the thread that calls this."""
@@ -372,84 +324,6 @@ class Worker:
 
         self.inbox.put(switch)
 
-    def tell(self, message: tuple[Any, ...]) -> None:
-        """Send a message to the supervisor."""
-        with self._sending:
-            self._supervisor.send(message)
-
-    def listen(self) -> None:
-        """Carry out the supervisor's orders; when it is gone, finish and end. Runs on a thread of its own."""
-        try:
-            while True:
-                order, *values = self._supervisor.recv()
-                if order == "config":
-                    self.use(*values)
-                elif order == "stop":
-                    self.inbox.put(lambda secs=values[0]: self.stop(secs))  # type: ignore[misc]
-        except (EOFError, OSError):
-            # Long before others may take our claims for lost.
-            self.inbox.put(lambda: self.stop(min(self.settings.drain_secs, self.settings.lease_secs / 2)))
-
-    def report(self) -> None:
-        """Tell the supervisor once a second what was counted, and look for pauses. Runs on a thread of its own."""
-        while True:
-            try:
-                self.tell(("metrics", telemetry.metrics.snapshot()))
-                pauses = self.pauses.look()
-                self.inbox.put(lambda pauses=pauses: self.pauses.set(*pauses))  # type: ignore[misc]
-            except ServerError:
-                log.debug("the server does not answer; pauses stay as they are")
-            except OSError:
-                return
-            time.sleep(1.0)
-
-
-def load(config: Config, settings: Settings) -> tuple[dict[str, Chain], list[components.Storage]]:
-    """Import what the chains of this host need; a chain that cannot be imported is reported and left out.
-
-    Storages that no chain here uses are read from as well, so they are imported if they can be.
-    """
-    components.use_folder(config.folder)
-    try:
-        components.load_imports(config)
-    except ConfigError as error:
-        log.error("%s; what needs it will fail", error)
-    outbound.configure(config.outbound)
-    storages: dict[str, components.Storage] = {}
-    broken: dict[str, ConfigError] = {}
-    for name, storage in config.storages.items():
-        try:
-            storages[name] = components.load_storage(storage)
-        except ConfigError as error:
-            broken[name] = error
-    chains: dict[str, Chain] = {}
-    for name in chains_of(config, settings):
-        chain = config.chains[name]
-        try:
-            links = [components.load_link(config.links[link]) for link in chain.links]
-            for storage_name in chain.storages:
-                if storage_name in broken:
-                    raise broken[storage_name]
-            chains[name] = Chain(chain, links, [storages[storage] for storage in chain.storages], settings)
-        except ConfigError as error:
-            log.error("chain %r is not worked on, its lists wait: %s", name, error)
-    return chains, list(storages.values())
-
-
-def read_through(storages: list[components.Storage], uuid: str) -> dict[str, Any] | None:
-    """Return the vCon from the first of *storages*, in the order of the config, that gives it back."""
-    for storage in storages:
-        if storage.get is None:
-            continue
-        try:
-            document: dict[str, Any] | None = storage.get(uuid, storage.options)
-        except Exception as error:  # noqa: BLE001  storages are other people's code
-            log.warning("storage %r could not read vCon %s: %s", storage.name, uuid, error)
-            continue
-        if document is not None:
-            return document
-    return None
-
 
 def _burns(thread: threading.Thread | None) -> bool:
     """Say whether an abandoned thread still uses the processor: it would slow down all others for ever."""
@@ -460,43 +334,3 @@ def _burns(thread: threading.Thread | None) -> bool:
     if time.monotonic() - seen > 1.0 or not hasattr(thread, "_conserver_cpu"):
         thread._conserver_cpu = (used, time.monotonic())  # type: ignore[attr-defined]
     return used - before > 0.5
-
-
-def main(spec: Spec, supervisor: Connection) -> None:
-    """Run a worker process until it is told to stop."""
-    # Ctrl-C goes to the whole group of processes; the supervisor decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_supervisor()
-    os.environ["REDIS_URL"] = spec.url
-    telemetry.configure(spec.settings)
-    worker = Worker(spec, supervisor)
-    signal.signal(signal.SIGTERM, lambda *_: worker.inbox.put(lambda: worker.stop(spec.settings.drain_secs)))
-    worker.use(spec.config)
-    with suppress(ServerError):
-        # Before the first claim: it may be of a chain that is paused.
-        worker.pauses.set(*worker.pauses.look())
-    for duty in (worker.listen, worker.report):
-        threading.Thread(target=duty, name=duty.__name__, daemon=True).start()
-    code = 0
-    try:
-        worker.run()
-        worker.session.leave()
-        worker.tell(("metrics", telemetry.metrics.snapshot()))
-    except NotAMember as error:
-        log.warning("%s; what it held runs elsewhere, and it starts again under a new name", error)
-        code = EXIT_NOT_A_MEMBER
-    except (ServerError, OSError) as error:
-        log.warning("worker %s ends without saying goodbye: %s", spec.name, error)
-    logging.shutdown()
-    sys.stdout.flush()
-    # Not sys.exit: threads that were abandoned would be waited for.
-    os._exit(code)
-
-
-def _end_with_supervisor() -> None:
-    """Ask the kernel for a SIGTERM when the supervisor dies; elsewhere the closed pipe tells it."""
-    if sys.platform == "linux":
-        import ctypes
-
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
