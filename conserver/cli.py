@@ -54,9 +54,12 @@ app.add_typer(dlq, name="dlq")
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Config file, instead of CONSERVER_CONFIG_FILE.")
 ]
-Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes, instead of CONSERVER_WORKERS.")]
+ChainName = Annotated[str, typer.Argument(metavar="CHAIN", help="A chain of the config file.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Worker processes, instead of CONSERVER_WORKERS.")
+]
 Concurrency = Annotated[
-    int | None, typer.Option(min=1, help="vCons at a time in each, instead of CONSERVER_VCON_CONCURRENCY.")
+    int | None, typer.Option(min=1, metavar="N", help="vCons at a time in each, instead of CONSERVER_VCON_CONCURRENCY.")
 ]
 
 
@@ -110,7 +113,7 @@ def worker(config: ConfigFile = None, workers: Workers = None, concurrency: Conc
 
 @app.command()
 def check(
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Instead of CONSERVER_CONFIG_FILE.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="Instead of CONSERVER_CONFIG_FILE.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings, too.")] = False,
     output: Output = Format.text,
 ) -> None:
@@ -199,13 +202,15 @@ def status(output: Output = Format.text) -> None:
 
 @app.command()
 def pause(
-    chain: str, reason: Annotated[str, typer.Option(help="What others are told.")] = "paused by an operator"
+    chain: ChainName,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="What others are told.")] = "paused by an operator",
 ) -> None:
     """Keep a chain from claiming.
 
     What runs goes on to its end; what comes waits until the chain is resumed.
     """
     from conserver import names
+    from conserver.daemon import command
     from conserver.outcomes import now
     from conserver.queue import Queue
     from conserver.server import serving
@@ -214,11 +219,11 @@ def pause(
     names.check_chain(settings, chain)
     with serving(settings) as server:
         Queue(server.url, "pause").pause(chain, {"reason": reason, "since": now()})
-    typer.echo(f"chain {chain!r} is paused; its vCons wait until 'conserver resume {chain}'")
+    typer.echo(f"chain {chain!r} is paused; its vCons wait until '{command()} resume {chain}'")
 
 
 @app.command()
-def resume(chain: str) -> None:
+def resume(chain: ChainName) -> None:
     """Let a paused chain go on."""
     from conserver import names
     from conserver.queue import Queue

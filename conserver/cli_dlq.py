@@ -27,14 +27,16 @@ dlq = typer.Typer(
 List = Annotated[
     str, typer.Argument(metavar="LIST", help="An ingress list, or storage:NAME for what a storage could not save.")
 ]
+StorageName = Annotated[str, typer.Argument(metavar="STORAGE", help="A storage of the config file.")]
+IngressList = Annotated[str, typer.Argument(metavar="LIST", help="An ingress list.")]
 Most = Annotated[int | None, typer.Option(min=1, metavar="N", help="No more than this many, oldest first.")]
 
 
 @dlq.command("list")
 def dlq_list(
     name: List,
-    start: Annotated[int, typer.Option(min=0, help="How many of the oldest to pass over.")] = 0,
-    count: Annotated[int, typer.Option(min=1, help="How many to list.")] = 100,
+    start: Annotated[int, typer.Option(min=0, metavar="N", help="How many of the oldest to pass over.")] = 0,
+    count: Annotated[int, typer.Option(min=1, metavar="N", help="How many to list.")] = 100,
     output: Output = Format.text,
 ) -> None:
     """List dead letters, oldest first, each with its reason."""
@@ -56,7 +58,11 @@ def dlq_list(
 
 
 @dlq.command("show")
-def dlq_show(name: List, uuid: Annotated[str, typer.Argument(metavar="UUID")], output: Output = Format.text) -> None:
+def dlq_show(
+    name: List,
+    uuid: Annotated[str, typer.Argument(metavar="UUID", help="The entry, as 'dlq list' shows it.")],
+    output: Output = Format.text,
+) -> None:
     """Show all that is known about one dead letter."""
     from conserver import names
     from conserver.queue import Queue
@@ -77,13 +83,16 @@ def dlq_show(name: List, uuid: Annotated[str, typer.Argument(metavar="UUID")], o
 
 @dlq.command("retry")
 def dlq_retry(
-    name: List,
+    name: IngressList,
     most: Most = None,
     from_start: Annotated[
         bool, typer.Option("--from-start", help="Run links again that are noted as done, too.")
     ] = False,
 ) -> None:
-    """Queue dead letters of an ingress list again; they go on from the link that failed."""
+    """Queue dead letters of a list again.
+
+    They go on from the link that failed, as far as the chain still begins with the links that were done.
+    """
     from conserver import names
     from conserver.queue import Queue
     from conserver.server import serving
@@ -101,7 +110,7 @@ def dlq_retry(
 @dlq.command("drop")
 def dlq_drop(
     name: List,
-    uuids: Annotated[list[str] | None, typer.Argument(metavar="UUID...")] = None,
+    uuids: Annotated[list[str] | None, typer.Argument(metavar="UUID", help="Those to drop.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All dead letters of the list.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
@@ -130,8 +139,11 @@ def dlq_drop(
 
 
 @dlq.command("replay")
-def dlq_replay(storage: Annotated[str, typer.Argument(metavar="STORAGE")], most: Most = None) -> None:
-    """Save to a storage what it could not save before; stops at its first failure."""
+def dlq_replay(storage: StorageName, most: Most = None) -> None:
+    """Save what a storage could not save.
+
+    The save alone, of each vCon as it is now. Stops at the storage's first failure.
+    """
     from conserver import names
     from conserver.queue import Queue
     from conserver.replay import replay

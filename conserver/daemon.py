@@ -5,6 +5,7 @@ The config is checked, the server is found or started, and with an embedded serv
 
 from __future__ import annotations
 
+import configparser
 import fcntl
 import logging
 import os
@@ -88,7 +89,10 @@ def _configure_logging(settings: Settings) -> None:
         raise SettingsError(f"LOGGING_CONFIG_FILE={str(file)!r}: there is no such file")
     try:
         telemetry.configure(settings)
-    except (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ImportError) as error:
+    except (
+        *(OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ImportError),
+        configparser.Error,  # later versions of Python 3.11 make it a RuntimeError
+    ) as error:
         raise SettingsError(f"LOGGING_CONFIG_FILE={str(file)!r} is no logging configuration: {error!r}") from error
 
 
@@ -204,7 +208,10 @@ def _next_steps(config: Config, settings: Settings, lists: list[str], dead: dict
     me = command()
     steps = [
         (f"{me} status", "what runs and what waits"),
-        *((f"{me} dlq list {name}", f"{count} dead letters, and why") for name, count in dead.items()),
+        *(
+            (f"{me} dlq list {name}", f"{count} dead letter{'s' * (count > 1)}, and why")
+            for name, count in dead.items()
+        ),
         *([(f"{me} push {lists[0]} FILE", "send a vCon of your own")] if lists else []),
         (f"edit {settings.config_file}", "in force within two seconds of saving it"),
         ("Ctrl-C", "ends it; what is not finished waits for the next start"),

@@ -80,7 +80,7 @@ def lines(overview: dict[str, Any], command: str) -> Iterator[str]:
     if not any(host["alive"] for host in hosts):
         yield f"hosts   no conserver runs; '{command} run' starts one"
     for host in hosts:
-        yield from _host_lines(host)
+        yield from _host_lines(host, errors)
     for chain, why in overview["paused"].items():
         yield from _pause_lines(chain, why, overview["server_time"], command)
     yield from _list_lines(overview["lists"])
@@ -90,7 +90,7 @@ def lines(overview: dict[str, Any], command: str) -> Iterator[str]:
             yield f"storage {name!r} has {storage['dead']:,} failed saves; '{command} dlq replay {name}' tries again"
 
 
-def _host_lines(host: dict[str, Any]) -> Iterator[str]:
+def _host_lines(host: dict[str, Any], said: Sequence[str]) -> Iterator[str]:
     if not host["alive"]:
         yield f"host    {host['host']}: no sign of life; what its workers hold is being recovered"
         return
@@ -105,8 +105,9 @@ def _host_lines(host: dict[str, Any]) -> Iterator[str]:
         if shown
     )
     yield f"host    {host['host']}: {about or 'starting'}"
-    if (host.get("config") or {}).get("error"):
-        yield f"        its config file is broken and the one before is in force: {host['config']['error']}"
+    if error := (host.get("config") or {}).get("error"):
+        what = "" if error in said else f": {error}"
+        yield f"        its config file cannot be used, the config before stays in force{what}"
     for worker in host.get("workers", ()):
         kind = "quarantine" if worker["quarantine"] else "worker"
         running = worker["running"]
