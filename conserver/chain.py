@@ -21,7 +21,7 @@ from conserver import ambient, telemetry
 from conserver.claims import dead_list, is_uuid
 from conserver.components import Link, Storage
 from conserver.config import ChainConfig
-from conserver.errors import ClaimLost, LinkError, ServerError, StorageError, VconConflict, VconNotFound
+from conserver.errors import ClaimLost, ConserverError, LinkError, ServerError, StorageError, VconConflict, VconNotFound
 from conserver.findings import without
 from conserver.run import Outcome, Run
 from conserver.settings import Settings
@@ -234,7 +234,7 @@ class Chain:
             if _caused_by(error, ClaimLost):
                 raise
             outcome, text = "error", describe(error, storage.secrets)
-            details = {"traceback": _traceback(error, storage.secrets)} if not isinstance(error, StorageError) else {}
+            details = {"traceback": _traceback(error, storage.secrets)} if not isinstance(error, ConserverError) else {}
             log.warning("storage %r could not save: %s", storage.name, text, extra={"fields": details})
         run.counts.append(telemetry.key("conserver.storage.count", backend=storage.name, outcome=outcome))
         run.timings.append(
@@ -269,8 +269,8 @@ class Chain:
             run.uuid,
             where + describe(error, secrets),
             link=link.name if link else "",
-            # A LinkError says all there is to say; anything else is worth its traceback.
-            traceback="" if isinstance(error, LinkError) else _traceback(error, secrets),
+            # Our own errors say all there is to say; anything else is worth its traceback.
+            traceback="" if isinstance(error, ConserverError) else _traceback(error, secrets),
             retry=retry,
             note=run.note(),
         )
@@ -283,7 +283,7 @@ def describe(error: BaseException, secrets: Collection[str] = ()) -> str:
     except Exception as trouble:  # noqa: BLE001  other people's exceptions, too
         text = f"its message cannot be had: {type(trouble).__name__}"
     text = without(secrets, text)
-    if isinstance(error, LinkError) and text:
+    if isinstance(error, LinkError | StorageError) and text:
         return text
     if isinstance(error, SystemExit):
         return f"it called exit ({text})"

@@ -155,7 +155,8 @@ def print_trial(trial: Trial) -> None:
 
 def _counted(changes: Iterable[str]) -> str:
     lines = [line for line in changes if not line.startswith(("+++", "---"))]
-    return f"{sum(li[:1] == '+' for li in lines)} lines added, {sum(li[:1] == '-' for li in lines)} removed"
+    added, removed = (sum(line[:1] == sign for line in lines) for sign in "+-")
+    return f"{number(added, 'line')} added, {removed:,} removed"
 
 
 def _print_lines(changes: Iterable[str]) -> None:

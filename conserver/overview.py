@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -24,8 +25,13 @@ def collect(server: Server, settings: Settings) -> dict[str, Any]:
     queue = Queue(server.url, "status")
     config, findings = load_config(settings.config_file)
     errors = [str(finding) for finding in findings if finding.level == "error"]
-    egress = {name for chain in config.chains.values() for name in chain.egress_lists} if config else set()
-    read = dict(config.lists) if config else {}
+    hosts = _hosts(server.url)
+    # With a config that cannot be used, what the hosts go on with counts.
+    egress = {name for host in hosts for name in host.get("egress", ())}
+    read = {name: chain for host in hosts for name, chain in host.get("lists", {}).items()}
+    if config:
+        egress = {name for chain in config.chains.values() for name in chain.egress_lists}
+        read = dict(config.lists)
     depths = queue.depths([*read, *sorted({*queue.lists(), *egress, *_idle_lists(config)} - read.keys())])
     return {
         "server": {
@@ -39,7 +45,7 @@ def collect(server: Server, settings: Settings) -> dict[str, Any]:
             "errors": errors,
             "chains": list(chains_of(config, settings)) if config else [],
         },
-        "hosts": _hosts(server.url),
+        "hosts": hosts,
         "lists": [
             {"list": name, "chain": read.get(name), "egress": name in egress, **asdict(depth)}
             for name, depth in depths.items()
@@ -87,7 +93,8 @@ def lines(overview: dict[str, Any], command: str) -> Iterator[str]:
     for storage in overview["storages"]:
         if storage["dead"]:
             name = storage["storage"]
-            yield f"storage {name!r} has {storage['dead']:,} failed saves; '{command} dlq replay {name}' tries again"
+            saves = "save" if storage["dead"] == 1 else "saves"
+            yield f"storage {name!r} has {storage['dead']:,} failed {saves}; '{command} dlq replay {name}' tries again"
 
 
 def _host_lines(host: dict[str, Any], said: Sequence[str]) -> Iterator[str]:
@@ -104,7 +111,9 @@ def _host_lines(host: dict[str, Any], said: Sequence[str]) -> Iterator[str]:
         )
         if shown
     )
-    yield f"host    {host['host']}: {about or 'starting'}"
+    # A server that refuses writes keeps what the host said last.
+    age = time.time() - host.get("at", time.time())
+    yield f"host    {host['host']}: {about or 'starting'}{f' ({age:.0f} s ago)' if age > 5 else ''}"
     if error := (host.get("config") or {}).get("error"):
         what = "" if error in said else f": {error}"
         yield f"        its config file cannot be used, the config before stays in force{what}"

@@ -64,6 +64,7 @@ def main(spec: Spec, supervisor: Connection) -> None:
     """Run a worker process until it is told to stop."""
     # Ctrl-C goes to the whole group of processes; the supervisor decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _end_with_supervisor()
     os.environ["REDIS_URL"] = spec.url
     telemetry.configure(spec.settings)

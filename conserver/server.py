@@ -99,6 +99,6 @@ def _advice(url: str, address: str, cause: BaseException | None) -> str:
             return f"server at {address} refuses the user or the password of REDIS_URL; correct them"
         return f"server at {address} demands a password; write it in REDIS_URL, as redis://:PASSWORD@HOST:PORT"
     return (
-        f"server at {address} cannot be used: {cause}; start it, correct REDIS_URL, or unset REDIS_URL to have an "
-        "embedded server"
+        f"server at {address} cannot be used: {str(cause).rstrip('.')}; start it, correct REDIS_URL, or unset REDIS_URL"
+        " to have an embedded server"
     )

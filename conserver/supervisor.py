@@ -106,7 +106,8 @@ class Supervisor:
         self._start_after = 0.0
         self._wake_read, self._wake_write = socket.socketpair()
         self._give_up = float("inf")
-        self.trouble = ""
+        self.troubles: dict[str, str] = {}
+        """Duties that the server keeps from being done, and its words."""
         self._every: dict[str, float] = {}
         self.metrics_lock = threading.Lock()
         self._looked = time.monotonic()
@@ -146,7 +147,10 @@ class Supervisor:
 
     def _drain(self) -> None:
         drain = self.settings.drain_secs if not self.stopping else 0.0
-        log.info("draining: running chains may finish within %g s", drain)
+        if drain:
+            log.info("draining: running chains may finish within %g s", drain)
+        else:
+            log.info("ending: what still runs is given back now")
         self.stopping = True
         self._give_up = time.monotonic() + drain
         for process in self.processes:
@@ -169,7 +173,7 @@ class Supervisor:
             self._due("quarantine", 0.5, self._start_quarantine)
             self._due("index", 10.0, self.store.sweep)
             self._due("reload", 1.0, self._reload)
-            if self.trouble:
+            if self.troubles:
                 self._due("server", 1.0, self._mend_server)
         self._due("publish", 1.0, self._publish)
         self._wait()
@@ -183,9 +187,9 @@ class Supervisor:
         try:
             do()
         except ServerError as error:
-            if not self.trouble:
+            if not self.troubles:
                 log.error("the server does not work: %s", error)
-            self.trouble = str(error)
+            self.troubles[duty] = str(error)
             # A server that does not answer is not asked all the time.
             self._every[duty] = time.monotonic() + max(every_secs, 0.5)
         except (RedisError, ConserverError, OSError) as error:
@@ -196,12 +200,11 @@ class Supervisor:
             self._every[duty] = time.monotonic() + max(every_secs, 1.0)
         else:
             self._said.pop(duty, None)
+            if self.troubles.pop(duty, None) and not self.troubles:
+                log.warning("the server works again")
 
     def _publish(self) -> None:
         self.lease.publish(msgspec.json.encode(self.vitals.status()))
-        if self.trouble:
-            log.warning("the server works again")
-        self.trouble = ""
 
     def _mend_server(self) -> None:
         if self.server is None or self.stopping:
@@ -209,7 +212,6 @@ class Supervisor:
         try:
             self.server.restart_if_dead()
         except ServerError as error:
-            self.trouble = str(error)
             log.error("the embedded server cannot be started again: %s", error)
 
     def _wait(self) -> None:
@@ -255,7 +257,12 @@ class Supervisor:
         ours, theirs = _context.Pipe()
         spec = Spec(name, self.url, self.settings, self.config, board.memory, board.slots, quarantine)
         process = _context.Process(target=main, args=(spec, theirs), name=name, daemon=False)
-        process.start()
+        # Ctrl-C goes to the whole group: until a worker has learned to leave that to us, it waits.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         theirs.close()
         started = _Process(name, process, ours, board, quarantine, time.monotonic())
         started.listener = threading.Thread(target=self._listen, args=(started,), name=f"listen {name}", daemon=True)

@@ -33,6 +33,9 @@ class Vitals:
             "metrics_port": host.health.port if host.health else None,
             "config": {"file": str(host.settings.config_file), "error": host.reload.error},
             "chains": list(chains_of(host.config, host.settings)),
+            "lists": host.config.lists,
+            "egress": sorted({name for chain in host.config.chains.values() for name in chain.egress_lists}),
+            "at": round(time.time(), 1),
             "stopping": host.stopping,
             "workers": [
                 {
@@ -54,7 +57,7 @@ class Vitals:
         """Say whether the host works, and why not."""
         host = self._host
         workers = sum(p.process.is_alive() and p.snapshot is not None for p in host.processes if not p.quarantine)
-        problems = [host.trouble] if host.trouble else []
+        problems = list(host.troubles.values())[:1]
         if not problems:
             try:
                 host.queue.probe()

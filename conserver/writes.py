@@ -50,4 +50,6 @@ class Writes:
 
     def went_well(self) -> None:
         """Note that a run has done all that it wanted."""
+        if self._refusals:
+            log.warning("the server works again for what runs")
         self._refusals = 0

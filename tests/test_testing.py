@@ -119,11 +119,13 @@ CALL = {"vcon": "0.4.0", "uuid": "0190c0de-1234-8567-8000-000000000001", "partie
 
 
 @pytest.fixture(autouse=True)
-def _modules(tmp_path, monkeypatch):
-    (tmp_path / "link_of_test.py").write_text(LINK)
-    (tmp_path / "storage_of_test.py").write_text(STORAGE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield
+def modules(tmp_path_factory, monkeypatch):
+    # Not where the storage keeps its files: Python writes its own beside a module.
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "link_of_test.py").write_text(LINK)
+    (folder / "storage_of_test.py").write_text(STORAGE)
+    monkeypatch.syspath_prepend(str(folder))
+    yield folder
     for name in ("link_of_test", "storage_of_test"):
         sys.modules.pop(name, None)
 
@@ -212,7 +214,7 @@ def test_each_trial_begins_with_an_empty_store():
     assert again.tags == []
 
 
-def test_the_fixture_finds_files_beside_the_test(tmp_path):
+def test_the_fixture_finds_files_beside_the_test(tmp_path, modules):
     """As in the guide: a plugin, a test and a vCon beside it."""
     folder = tmp_path / "tests"
     folder.mkdir()
@@ -226,7 +228,7 @@ def test_the_fixture_finds_files_beside_the_test(tmp_path):
 
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-W", "error", "--rootdir", tmp_path, folder],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(modules), str(Path(__file__).parents[1])])},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -303,9 +305,9 @@ def test_a_storage_that_hides_a_missing_server_is_told(tmp_path):
         storage_contract("storage_of_test", {"folder": str(tmp_path)}, unreachable={"mistake": ""})
 
 
-def test_a_secret_in_a_message_is_told(tmp_path):
+def test_a_secret_in_a_message_is_told(modules):
     """The rule about missing servers looks into the errors."""
-    (tmp_path / "telling_storage.py").write_text(
+    (modules / "telling_storage.py").write_text(
         "from conserver import StorageError\n"
         "default_options = {}\n"
         "def save(vcon_uuid, opts):\n"
@@ -319,9 +321,9 @@ def test_a_secret_in_a_message_is_told(tmp_path):
     assert "s3cret" not in str(told.value)
 
 
-def test_rules_about_what_a_storage_lacks_are_passed_over(tmp_path):
+def test_rules_about_what_a_storage_lacks_are_passed_over(tmp_path, modules):
     """A storage that only saves is checked for what it does."""
-    (tmp_path / "write_only_storage.py").write_text(
+    (modules / "write_only_storage.py").write_text(
         "from conserver import vcons\ndef save(vcon_uuid, opts):\n    vcons.get(vcon_uuid)\n"
     )
 
