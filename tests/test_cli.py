@@ -526,7 +526,7 @@ def test_dlq_replay_that_fails(folder: Folder, redis: Redis, server_url: str) ->
     (folder.path / "data").write_text("where a folder should be")
     done = folder.run("dlq", "replay", "storage:file")
 
-    assert f"error: storage 'file': {uuid}: StorageError: " in done.stderr
+    assert f"error: storage 'file': {uuid}: cannot write " in done.stderr
     assert done.returncode == 1
     assert entries(redis, "DLQ:storage:file") == [uuid]
 

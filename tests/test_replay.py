@@ -83,7 +83,7 @@ def test_stops_at_the_first_failure(setup: Setup) -> None:
     done = setup.replay(save)
 
     assert done.saved == 1
-    assert done.failed == f"{uuids_of_dead[1]}: StorageError: no room"
+    assert done.failed == f"{uuids_of_dead[1]}: no room"
     assert done.left == 2
     assert setup.left() == uuids_of_dead[1:]
 
