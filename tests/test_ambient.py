@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -11,7 +12,7 @@ from redis import Redis
 import conserver
 from conserver import ambient
 from conserver.ambient import Work, working
-from conserver.errors import ConserverError
+from conserver.errors import ConserverError, LinkError
 from conserver.settings import Settings
 from conserver.store import VconStore
 from conserver.vcon import Vcon
@@ -52,6 +53,18 @@ def test_inside_a_link_the_expiry_waits_too(redis: Redis, store: VconStore) -> N
 
     assert work.expire_secs == 60
     assert redis.ttl(f"vcon:{A}") == -1
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 0.5, True, None, "60", 10**10])
+def test_an_expiry_that_cannot_be_is_refused_at_once(store: VconStore, seconds: Any) -> None:
+    """Where it was asked for, and not when all is settled."""
+    with (
+        working(Work(store.writer())) as work,
+        pytest.raises(LinkError, match=rf"a vCon cannot expire in {seconds!r} seconds"),
+    ):
+        conserver.vcons.expire(A, seconds)
+
+    assert work.expire_secs is None
 
 
 def test_inside_a_link_all_reads_and_saves_are_of_one_writer(store: VconStore) -> None:

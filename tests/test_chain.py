@@ -122,6 +122,23 @@ def test_whatever_a_link_raises_fails_this_vcon_alone(host: Host, error: BaseExc
     assert outcome.note.done == 1
 
 
+def test_secrets_of_its_options_are_not_in_what_is_said_of_a_failure(host: Host) -> None:
+    """Neither in the error nor in the traceback, nor in that of what caused it."""
+
+    def asks(uuid: str) -> None:
+        try:
+            raise ValueError("https://service.example/?key=sk-secret answered 401")
+        except ValueError as error:
+            raise RuntimeError("sk-secret is no good") from error
+
+    outcome = host.run(host.chain([link(asks, "asks", secrets=frozenset({"sk-secret"}))]))
+
+    assert outcome.error == "link 'asks': RuntimeError: *** is no good"
+    assert "answered 401" in outcome.traceback
+    assert "sk-secret answered" not in outcome.traceback
+    assert "RuntimeError: *** is no good" in outcome.traceback
+
+
 def test_the_retry_of_a_link_goes_before_that_of_its_chain(host: Host) -> None:
     """The outcome carries the one that counts."""
     mine, general = Retry(attempts=2), Retry(attempts=9)

@@ -166,6 +166,18 @@ def test_one_that_is_late_is_left_behind(parallel: Host, caplog: pytest.LogCaptu
     assert outcome.storage_errors == {"late": "no answer within 0.05 s"}
 
 
+def test_a_storage_that_ends_late_keeps_the_copy_in_redis(redis: Redis, parallel: Host) -> None:
+    """Another chain may have given it a newer version in between, which the late one has overwritten."""
+    wait = threading.Event()
+    storages = [storage(lambda uuid: wait.wait(10), "late", timeout=0.05), storage(lambda uuid: None, "good")]
+
+    parallel.run(parallel.chain([], storages))
+    redis.expire(f"vcon:{A}", 60)
+    wait.set()
+
+    wait_until(lambda: redis.ttl(f"vcon:{A}") == -1)
+
+
 def overdue(host: Host, late: Storage, seen: threading.Event) -> Any:
     run = host.begin(host.chain([link(goes_on)], [storage(fails, "a"), late]))
     threading.Thread(target=run.chain.run, args=(run,), daemon=True).start()

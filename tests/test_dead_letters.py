@@ -194,6 +194,19 @@ def test_retry_on_a_server_that_refuses_moves_nothing(redis: Redis, queue: Queue
     assert not redis.exists("in")
 
 
+def test_a_letter_with_a_note_that_cannot_be_pushed_stays_a_letter(
+    redis: Redis, queue: Queue, session: Session
+) -> None:
+    """Those with a note go to another key, which may be refused by itself."""
+    die(redis, session, (A, reason("no", note=Note(1, "0123456789ab", A))))
+
+    with denied(redis, "-rpush"), pytest.raises(ServerError):
+        queue.retry("in", 1)
+
+    assert redis.lrange("DLQ:in", 0, -1) == [A.encode()]
+    assert queue.dead("in")[0][1]["error"] == "no"
+
+
 def test_100_000_dead_letters_go_back_complete_and_in_order(
     redis: Redis, queue: Queue, capsys: pytest.CaptureFixture[str]
 ) -> None:

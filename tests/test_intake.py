@@ -165,6 +165,19 @@ def test_a_slow_chain_never_has_every_thread() -> None:
     assert claim(intake, 8 - taken)["quick"] >= 1
 
 
+def test_a_slow_chain_leaves_threads_to_those_that_have_nothing_to_do() -> None:
+    """It is alone with work and takes what it may; the other has none, and may have some the next moment."""
+    intake = made(8, chain("slow"), chain("quick"))
+    taken = 0
+    for _ in range(20):
+        taken += claim(intake, 8 - taken, only={"slow"})["slow"]
+        intake.look(["slow"])
+
+    assert taken == 7
+    intake.look(["quick"])
+    assert claim(intake, 1) == {"quick": 1}
+
+
 def test_with_work_for_both_a_slow_chain_keeps_to_its_share() -> None:
     """Half of the threads go on serving the other."""
     intake = made(8, chain("slow"), chain("quick"))
@@ -332,3 +345,16 @@ def test_what_is_in_hand_counts_after_a_reload() -> None:
     assert intake.lists() == ["new"]
     assert claim(intake, 2).total() == 0
     assert intake.chain_of("new") == "a"
+
+
+def test_a_chain_that_comes_while_it_is_paused_is_paused() -> None:
+    """The pause is known before its config is, and outlasts a reload."""
+    intake = Intake(4)
+    intake.set_paused(["a"])
+
+    intake.set_chains([chain("a"), chain("b")])
+    first = intake.wanted(4)
+    intake.set_chains([chain("a"), chain("b")])
+
+    assert (list(first), list(intake.wanted(4))) == (["b"], ["b"])
+    assert intake.paused("a")

@@ -93,6 +93,18 @@ def test_others_are_judged_by_their_key_alone(redis: Redis, lease: Lease, steady
     assert lease.lapsed([]) == []
 
 
+def test_a_host_that_had_no_workers_is_found_too(redis: Redis, lease: Lease, steady: Callable[[float], None]) -> None:
+    """It has said once that it is there, and is forgotten when it has gone."""
+    redis.sadd(HOSTS, "gone")
+    steady(SECS * 2)
+
+    lapsed = lease.lapsed([])
+    lease.forget("gone")
+
+    assert lapsed == ["gone"]
+    assert redis.smembers(HOSTS) == {b"me"}
+
+
 def test_after_a_gap_nobody_is_judged_for_a_whole_lease(
     lease: Lease, clock: Clock, steady: Callable[[float], None], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -120,6 +120,21 @@ def test_a_failure_is_tried_again_as_often_as_configured(redis: Redis, settle: C
     assert lists(redis) == {"DLQ:in": [A.encode()]}
 
 
+def test_a_vcon_that_the_server_fails_while_it_works_for_others_is_put_aside(
+    redis: Redis, settle: Callable[..., Run]
+) -> None:
+    """Each time for longer, and it is counted; it keeps nobody busy."""
+    outcome = Outcome("returned", A, "too large for the server", server_failed=True)
+
+    run = settle(outcome)
+
+    ((member, due),) = redis.zrange("conserver:{in}:delayed", 0, -1, withscores=True)
+    assert (run.ending, run.claim.returns) == ("returned", 1)
+    assert member == b"1:1 0 1 0 0\n" + A.encode()
+    assert 0 < due - redis.time()[0] * 1000 < 2500
+    assert lists(redis) == {}
+
+
 def test_back_off_doubles_up_to_its_limit() -> None:
     """With a tenth of jitter to both sides, so that equal failures do not come back together."""
     retry = Retry(attempts=99, backoff_secs=10, max_backoff_secs=600)
@@ -336,3 +351,16 @@ def test_an_expiry_that_the_server_refuses_costs_memory_only(
         Reporter("host:1", host.store, host.settings).report([run])
 
     assert "1 vCons stay in Redis that could have expired" in caplog.text
+
+
+def test_a_stop_leaves_the_expiry_as_it_was(redis: Redis, host: Host) -> None:
+    """A claim keeps the vCon; a chain that stops has changed nothing, so it goes when it would have gone."""
+    redis.set(f"vcon:{A}", host.text(A), ex=1000)
+    run = host.begin(host.chain())
+    kept = redis.ttl(f"vcon:{A}")
+    run.outcome = Outcome("stopped", A)
+    (result,) = host.session.trip([settlement(run, run.outcome, "host:1")], {}).results
+    run.settled = result == 1
+
+    assert kept == -1
+    assert 990 < expires(host, run) <= 1000

@@ -148,6 +148,14 @@ def test_what_was_in_hand_when_the_pause_came_is_given_back(worker: Worker, host
     assert host.queue.dead_count("in") == 4
 
 
+def test_what_a_pause_gives_back_is_not_counted(worker: Worker) -> None:
+    """What was in hand has run into the trouble of everybody, however often."""
+    for _ in range(3):
+        worker.end(failed())
+
+    assert worker.end(failed()).claim.returns == 0
+
+
 def test_a_pause_reaches_other_workers(worker: Worker, host: Host, server_url: str) -> None:
     """At their next look; and so does its end."""
     other = Worker(Host(host.redis, server_url))

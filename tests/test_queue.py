@@ -167,6 +167,20 @@ def test_a_trip_that_never_reached_the_server_can_be_repeated(
     assert redis.lrange("out", 0, -1) == [A.encode()]
 
 
+def test_a_server_that_names_a_claim_as_one_before_is_not_believed(redis: Redis, session: Session) -> None:
+    """It has gone back in time: under this name an old run could settle a new claim."""
+    redis.rpush("in", A)
+    claim(session)
+    redis.delete("conserver:{in}:seq")
+    redis.rpush("in", B)
+
+    trip = session.trip([], {"in": 1})
+
+    assert trip.claims == []
+    assert isinstance(trip.trouble, NotAMember)
+    assert str(trip.trouble) == "the server has gone back in time: it names a claim of 'in' as one before"
+
+
 def test_one_who_leaves_with_a_lost_claim_can_still_be_found(
     redis: Redis, proxy: Proxy, join: Callable[..., Session], queue: Queue
 ) -> None:

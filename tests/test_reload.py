@@ -166,3 +166,15 @@ def test_a_file_that_is_being_written_is_left_until_it_is_done(
     assert during is None
     assert config is not None
     assert config.links["tag"].options == {"tags": ["whole"]}
+
+
+@pytest.mark.parametrize("text", ["", "chains: {}\n"])
+def test_a_file_without_chains_does_not_stop_all_work(
+    reload: Reload, write: Callable[[str], Path], caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    """Editors empty a file before they write it."""
+    write(text)
+
+    assert reload.look() is None
+    assert reload.error is not None
+    assert "the config before stays in force" in caplog.text

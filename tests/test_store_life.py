@@ -231,6 +231,41 @@ def test_only_the_version_that_storages_hold_expires(redis: Redis, vcons: VconSt
     assert 0 < redis.ttl(KEY) <= 60
 
 
+def test_a_version_that_is_not_held_does_not_expire_any_more(redis: Redis, vcons: VconStore) -> None:
+    """Who has saved an older version may have been the last to reach the storages."""
+    vcons.create(Vcon(document()))
+    vcons.expire([(A, digest(redis.get(KEY)), 60)])
+
+    vcons.expire([(A, digest(b"an older text"), 60)])
+
+    assert redis.ttl(KEY) == -1
+
+
+def test_a_copy_that_expires_during_an_edit_is_merged_with_what_a_storage_holds(
+    redis: Redis, vcons: VconStore, backed: Callable[..., VconStore]
+) -> None:
+    """Another has changed it, had it stored, and let it expire meanwhile: both changes stay."""
+    vcons.create(Vcon(document()))
+
+    with backed(document(subject="newer")).edit(A) as vcon:
+        redis.delete(KEY)
+        vcon.add_tag("a", "b")
+
+    merged = vcons.get(A)
+    assert (merged.subject, merged.tags) == ("newer", ["a:b"])
+
+
+def test_a_copy_that_expires_during_an_edit_and_is_nowhere_else_is_saved(redis: Redis, vcons: VconStore) -> None:
+    """What was read is all there is."""
+    vcons.create(Vcon(document()))
+
+    with vcons.edit(A) as vcon:
+        redis.delete(KEY)
+        vcon.add_tag("a", "b")
+
+    assert vcons.get(A).tags == ["a:b"]
+
+
 def test_a_save_clears_the_expiry(redis: Redis, vcons: VconStore) -> None:
     """No storage holds the new version yet."""
     vcons.create(Vcon(document()))

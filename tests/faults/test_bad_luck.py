@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 from redis import Redis
 
 from tests.host import Host, accounted, entries, store, vcon
@@ -124,6 +125,27 @@ def test_keys_of_other_programs_do_not_stop_a_host(tmp_path: Path, redis: Redis,
         redis.delete("DLQ:in")
 
         assert host.stop() == 0
+    finally:
+        host.close()
+
+
+def test_a_list_that_cannot_be_recovered_keeps_no_other_from_it(tmp_path: Path, redis: Redis, server_url: str):
+    """The dead letters of the first are no list: what the killed worker held of the second is delivered."""
+    uuids = store(redis, [vcon("steps") for _ in range(4)])
+    redis.set("DLQ:first", "something else")
+    host = make(tmp_path, server_url, CONSERVER_WORKERS=1)
+    config = yaml.safe_load(host.config_file.read_text())
+    config["chains"]["main"]["ingress_lists"] = ["first", "second"]
+    host.configure(config)
+    host.start()
+    try:
+        redis.rpush("second", *uuids)
+        wait_until(lambda: len(list(redis.scan_iter("conserver:{second}:held:*"))) > 0, 10)
+        host.signal(signal.SIGKILL, host.worker_pids())
+        wait_until(lambda: redis.llen("out") == 4, 40)
+
+        assert Counter(entries(redis, "out")) == Counter(uuids)
+        assert "recovery: it cannot be done and is tried again" in host.said()
     finally:
         host.close()
 

@@ -61,6 +61,12 @@ WHY = {
 }
 
 
+def children(pid: int) -> list[str]:
+    """The processes that any thread of *pid* has started and that still run."""
+    pids = [child for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+    return [child for child in pids if ") Z " not in Path(f"/proc/{child}/stat").read_text()]
+
+
 def test_odd_links_hurt_only_their_own_vcon(tmp_path: Path, redis: Redis, server_url: str):
     """Each ends as it should, the next storage still finds its relative folder, and nothing runs twice."""
     config = {
@@ -93,6 +99,8 @@ def test_odd_links_hurt_only_their_own_vcon(tmp_path: Path, redis: Redis, server
         files = {file.stem for file in (host.folder / "vcons").rglob("*.json")}
         assert files == set(delivered)
         assert "changed the working directory" in host.said()
+        (worker,) = host.worker_pids()
+        wait_until(lambda: not children(worker), 5, "what came back twice from a fork has ended")
     finally:
         host.close()
 

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 from redis import Redis
 
 from tests.host import Host, accounted, entries, store, vcon
@@ -114,6 +115,26 @@ def test_a_chain_that_fails_the_same_way_again_and_again_pauses_itself(tmp_path:
         assert len(dead) <= 10 + 2 * 8 + 10
         assert Counter(entries(redis, "out") + dead) == Counter(uuids)
         assert not redis.exists("conserver:paused")
+    finally:
+        host.close()
+
+
+def test_a_pause_is_kept_from_the_first_claim_on(tmp_path: Path, redis: Redis, server_url: str):
+    """A conserver that starts while an operator's pause stands runs nothing of that chain."""
+    uuids = store(redis, [vcon() for _ in range(40)])
+    redis.hset("conserver:paused", "main", json.dumps({"reason": "maintenance"}))
+    redis.rpush("in", *uuids)
+    host = make(tmp_path, server_url, {"service": {}})
+    config = yaml.safe_load(host.config_file.read_text())
+    config["chains"]["other"] = config["chains"]["main"] | {"ingress_lists": ["other"]}
+    host.configure(config)
+    redis.rpush("other", uuids[0])
+    host.start()
+    try:
+        wait_until(lambda: redis.llen("out") == 1, 20, "the other chain works")
+
+        assert host.effects() == {("service", uuids[0]): 1}
+        assert redis.llen("in") == 40
     finally:
         host.close()
 

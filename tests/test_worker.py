@@ -1,0 +1,136 @@
+"""conserver.worker: one process claims, runs and settles, whatever the server and the links do."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from conserver.board import Board
+from conserver.chain import Chain
+from conserver.errors import ServerError
+from conserver.session import Session
+from conserver.settings import Settings
+from conserver.worker import Worker
+from tests.runs import A, B, C, Host, goes_on, link, storage
+from tests.waiting import wait_until
+
+HELD = "conserver:{in}:held:host:1"
+
+
+class InProcess:
+    """A worker of this process, without a supervisor."""
+
+    def __init__(self, url: str, threads: int) -> None:
+        board = Board(4 * threads + 16, multiprocessing.get_context("spawn"))
+        settings = Settings(concurrency=threads, parallel_storage=True)
+        self.retired = threading.Event()
+        self.worker = Worker("host:1", url, settings, board, quarantine=False, retire=self.retired.set)
+        self.thread = threading.Thread(target=self.worker.run, daemon=True)
+
+    def start(self, *chains: Chain) -> None:
+        self.worker.chains = {chain.name: chain for chain in chains}
+        self.worker.session.join([name for chain in chains for name in chain.config.ingress_lists])
+        self.worker.intake.set_chains((chain.config, list(chain.config.ingress_lists)) for chain in chains)
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.worker.inbox.put(lambda: self.worker.stop(0.0))
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def host(redis: Redis, server_url: str) -> Host:
+    """A store with the vCons A, B and C."""
+    for uuid in (A, B, C):
+        redis.set(f"vcon:{uuid}", Host.text(uuid))
+    return Host(redis, server_url, Settings(parallel_storage=True))
+
+
+@pytest.fixture
+def start(server_url: str) -> Iterator[Callable[..., InProcess]]:
+    """Run chains in a worker with so many threads, until the test is over."""
+    with ExitStack() as stack:
+
+        def started(*chains: Chain, threads: int = 1) -> InProcess:
+            made = InProcess(server_url, threads)
+            stack.callback(made.stop)
+            made.start(*chains)
+            return made
+
+        yield started
+
+
+def test_claims_beyond_the_free_threads_wait_and_no_more_are_taken(
+    redis: Redis, server_url: str, host: Host, start: Callable[..., Any]
+) -> None:
+    """Claims whose reply was lost come beside those that are asked for; each is run, in its turn."""
+    held: list[int] = []
+
+    def looks(uuid: str) -> str:
+        held.append(sum(int(redis.hlen(key)) for key in redis.scan_iter("conserver:*:held:*")))
+        return uuid
+
+    before = Session(server_url, "host:1")
+    before.join(["in"])
+    redis.rpush("in", A, B)
+    redis.rpush("also in", C, A)
+    before.trip([], {"in": 2})
+
+    start(
+        host.chain([link(looks)], egress_lists=("out",)),
+        host.chain([link(looks)], egress_lists=("out",), name="other", ingress_lists=("also in",)),
+    )
+    wait_until(lambda: redis.llen("out") == 4)
+
+    assert held == [2, 1, 1, 1]
+    assert redis.lrange("out", 0, -1) == [uuid.encode() for uuid in (A, B, C, A)]
+    wait_until(lambda: not list(redis.scan_iter("conserver:*:held:*")))
+
+
+def test_a_server_that_takes_no_writes_is_not_counted_against_the_vcon(
+    redis: Redis, host: Host, start: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is given back as it was, and delivered when the server works again."""
+    records: list[bytes] = []
+
+    def fails_once(uuid: str) -> str:
+        records.extend(redis.hvals(HELD))
+        if len(records) == 1:
+            redis.replicaof("127.0.0.1", "1")
+            raise ServerError("READONLY You can't write against a read only replica.")
+        return uuid
+
+    redis.rpush("in", A)
+    try:
+        start(host.chain([link(fails_once)], egress_lists=("out",)))
+        wait_until(lambda: "nothing is claimed until it does" in caplog.text)
+    finally:
+        redis.replicaof("NO", "ONE")
+    wait_until(lambda: redis.llen("out") == 1, 30)
+
+    assert [record.split()[:4] for record in records] == [[b"1", b"0", b"0", b"0"]] * 2
+
+
+def test_a_process_whose_storages_leave_many_threads_behind_is_replaced(
+    redis: Redis, host: Host, start: Callable[..., Any]
+) -> None:
+    """What waits for a storage that does not answer is delivered; the process tells its supervisor, and finishes."""
+    answer = threading.Event()
+    storages = [storage(lambda uuid: answer.wait(60), "hangs", timeout=0.01), storage(goes_on, "good")]
+    redis.rpush("in", *[A, B, C] * 4)
+    try:
+        made = start(host.chain([], storages, egress_lists=("out",)), threads=4)
+
+        assert made.retired.wait(20)
+        made.thread.join(20)
+        assert redis.llen("out") > 8
+        assert not list(redis.scan_iter("conserver:*:held:*"))
+    finally:
+        answer.set()
