@@ -23,13 +23,15 @@ from conserver.components import Link, Storage
 from conserver.config import ChainConfig
 from conserver.errors import ClaimLost, ConserverError, LinkError, ServerError, StorageError, VconConflict, VconNotFound
 from conserver.findings import without
-from conserver.run import Outcome, Run
+from conserver.run import Outcome, Run, note_clock
 from conserver.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _FOLDER = os.getcwd()
 _OURS = os.path.dirname(__file__) + os.sep
+#: What is kept of an error's message.
+MOST_CHARACTERS = 8000
 #: How often a vCon that others change while it is saved is saved again.
 SAVE_ROUNDS = 3
 
@@ -116,6 +118,7 @@ class Chain:
         for attempt in range(4):
             timeout = link.timeout if link.timeout is not None else self.settings.link_timeout_secs
             run.enter(self._board[index], timeout)
+            run.writer.begin()
             try:
                 # A link that met somebody else's change runs again on the new copy; if that happens
                 # twice, with the vCon to itself for a moment.
@@ -153,6 +156,7 @@ class Chain:
         errors = run.storage_errors
         for _ in range(SAVE_ROUNDS):
             errors.clear()
+            run.tried.clear()
             if len(self.storages) == 1 or not self.settings.parallel_storage:
                 for storage in self.storages:
                     self._save_one(run, storage, errors)
@@ -177,6 +181,7 @@ class Chain:
         run.storage, run.stage = storage, f"storage {storage.name!r}"
         run.enter(run.stage.encode()[:100], self._storage_timeout(storage))
         error = self._try_save(run, storage)
+        run.tried.add(storage.name)
         if run.abandoned:
             raise ClaimLost(f"{run.stage} was over its time and the claim is settled")
         if error:
@@ -188,7 +193,7 @@ class Chain:
         longest = max(self._storage_timeout(storage) for storage in self.storages)
         # A little more than the longest, so that this thread, which waits, is never the one that is late.
         run.enter(b"storages", longest + 5)
-        late = threading.Event()
+        late: set[str] = set()
         results: dict[str, str | BaseException | None] = {}
         threads = [
             (storage, threading.Thread(target=self._save_aside, args=(run, storage, results, late), daemon=True))
@@ -201,7 +206,7 @@ class Chain:
             timeout = self._storage_timeout(storage)
             thread.join(max(0.0, began + timeout - time.monotonic()))
             if storage.name not in results:
-                late.set()
+                late.add(storage.name)
                 run.late.append(thread)
                 errors[storage.name] = f"no answer within {timeout:g} s"
         for name, error in list(results.items()):
@@ -211,15 +216,16 @@ class Chain:
                 errors.setdefault(name, error)
 
     def _save_aside(
-        self, run: Run, storage: Storage, results: dict[str, str | BaseException | None], late: threading.Event
+        self, run: Run, storage: Storage, results: dict[str, str | BaseException | None], late: set[str]
     ) -> None:
+        note_clock()
         ambient.bind(run)
         telemetry.bind({"vcon": run.uuid, "chain": self.name})
         try:
             results[storage.name] = self._try_save(run, storage)
         except ClaimLost as error:
             results[storage.name] = error
-        if late.is_set():
+        if storage.name in late:
             log.warning("storage %r ended late: %s", storage.name, results[storage.name] or "saved")
             # Another chain may have saved a newer version to it in between.
             with suppress(ServerError):
@@ -282,7 +288,7 @@ def describe(error: BaseException, secrets: Collection[str] = ()) -> str:
         text = str(error)
     except Exception as trouble:  # noqa: BLE001  other people's exceptions, too
         text = f"its message cannot be had: {type(trouble).__name__}"
-    text = without(secrets, text)
+    text = without(secrets, text[:MOST_CHARACTERS])
     if isinstance(error, LinkError | StorageError) and text:
         return text
     if isinstance(error, SystemExit):
@@ -295,7 +301,9 @@ def _traceback(error: BaseException, secrets: Collection[str]) -> str:
     theirs = error.__traceback__
     while theirs is not None and theirs.tb_frame.f_code.co_filename.startswith(_OURS):
         theirs = theirs.tb_next
-    return without(secrets, "".join(format_exception(type(error), error, theirs or error.__traceback__)).rstrip())
+    text = "".join(format_exception(type(error), error, theirs or error.__traceback__)).rstrip()
+    # Its end says most.
+    return without(secrets, text[-4 * MOST_CHARACTERS :])
 
 
 def _caused_by(error: BaseException, *kinds: type[BaseException]) -> bool:

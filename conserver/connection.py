@@ -152,13 +152,13 @@ class Wire:
     Nothing is ever sent twice: after a cut connection the caller decides what to ask again.
     """
 
-    def __init__(self, url: str, name: str, *, resp3: bool = False) -> None:
+    def __init__(self, url: str, name: str, *, resp3: bool = False, timeout_secs: float = REPLY_TIMEOUT_SECS) -> None:
         # No health check: a PING before each batch would be a round trip, and a dead
         # connection shows in the batch itself.
         pool = redis.ConnectionPool.from_url(
             url,
             **_options(url, name),
-            socket_timeout=REPLY_TIMEOUT_SECS,
+            socket_timeout=timeout_secs,
             health_check_interval=0,
             protocol=3 if resp3 else 2,
             retry=Retry(NoBackoff(), 0),

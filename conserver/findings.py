@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import quote
 
 from conserver.errors import ConfigError
 
@@ -203,6 +204,12 @@ def shown(value: Any, path: Path = ()) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+#: A password in a URL, and what stands behind such a name in a URL or a connection string.
+_INSIDE = re.compile(
+    r"://[^/@\s:]*:([^@/\s]+)@|(?:password|passwd|pwd|secret|token|key|credential)s?=([^&;\s'\"]+)", re.IGNORECASE
+)
+
+
 def secrets_of(value: Any, path: Path = ()) -> set[str]:
     """Collect the texts inside `value` that no message may show."""
     if isinstance(value, Mapping):
@@ -211,7 +218,9 @@ def secrets_of(value: Any, path: Path = ()) -> set[str]:
         return set().union(*(secrets_of(item, (*path, index)) for index, item in enumerate(value)))
     if value is None or isinstance(value, bool):
         return set()
-    return {str(value)} if shown(value, path) == HIDDEN else set()
+    if shown(value, path) == HIDDEN:
+        return {str(value)}
+    return {found for groups in _INSIDE.findall(str(value)) for found in groups if found}
 
 
 def without(secrets: Iterable[str], text: str) -> str:
@@ -219,5 +228,5 @@ def without(secrets: Iterable[str], text: str) -> str:
     for secret in sorted(secrets, key=len, reverse=True):
         # Shorter ones would tear words apart that only look like them.
         if len(secret) >= 4:
-            text = text.replace(secret, HIDDEN)
+            text = text.replace(secret, HIDDEN).replace(quote(secret, safe=""), HIDDEN)
     return text

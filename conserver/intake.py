@@ -80,7 +80,7 @@ class Intake:
         taken: dict[str, int] = dict.fromkeys((t.config.name for t in turns), 0)
         weights = sum(t.config.weight for t in turns)
         caps = {t.config.name: self._cap(t, weights, len(turns)) for t in turns}
-        resting = sum(1 for t in self._turns.values() if not t.in_hand and t.lists)
+        resting = sum(1 for t in self._turns.values() if not t.in_hand and t.lists and not t.held_back)
         for left in range(free, 0, -1):
             able = [t for t in turns if self._may(t, taken[t.config.name], caps[t.config.name], left, resting)]
             if not able:
@@ -183,7 +183,10 @@ class Intake:
         self._paused = set(chains)
         for name, turn in self._turns.items():
             turn.paused = name in self._paused
-            if not turn.paused:
+            if turn.paused:
+                # It saves up no turns either.
+                turn.rested = True
+            else:
                 turn.probes = 0
 
     def probe(self, chain: str) -> None:

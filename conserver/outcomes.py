@@ -150,8 +150,8 @@ class Reporter:
             elif run.expire_secs and not run.chain.storages and run.ending in ("delivered", "stopped"):
                 # The operator's own order; a chain with storages expires nothing that they do not hold.
                 versions.append((outcome.uuid, "*", run.expire_secs))
-            elif run.found.version and run.ending in ("stopped", "dead"):
-                # It was about to expire when it was claimed, and nothing has come of this run.
+            elif run.found.version and run.ending in ("stopped", "delivered"):
+                # It was about to expire when it was claimed, and is the same version still.
                 versions.append((run.claim.uuid or "", run.found.version, run.found.left_secs))
         try:
             self._store.expire(versions)

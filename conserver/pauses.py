@@ -20,6 +20,8 @@ from conserver.run import Outcome, Run
 log = logging.getLogger(__name__)
 
 LONGEST_PAUSE_SECS = 600.0
+#: So often one vCon may try a paused chain; then it is a dead letter.
+MOST_PROBES = 3
 _VARYING = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}|0x[0-9a-fA-F]+|\d+(\.\d+)?")
 
 
@@ -27,7 +29,7 @@ def signature(outcome: Outcome) -> str | None:
     """Return what two failures of the same cause have in common, or None if no link failed."""
     if outcome.kind != "failed" or not outcome.link:
         return None
-    return f"{outcome.link}: {_VARYING.sub('#', outcome.error)[:200]}"
+    return f"{outcome.link}: {_VARYING.sub('#', outcome.error[:400])[:200]}"
 
 
 class Pauses:
@@ -72,14 +74,20 @@ class Pauses:
         why = self._paused.get(run.chain.name)
         if why is None or signature(outcome) is None or why.get("signature") != signature(outcome):
             return outcome
-        return Outcome("returned", outcome.uuid, outcome.error, link=outcome.link, note=outcome.note, blameless=True)
+        probe = run.chain.name in self._probing
+        if probe and run.claim.returns + 1 >= MOST_PROBES:
+            # It may be this one after all; others come to try the chain.
+            return outcome
+        spared = Outcome("returned", outcome.uuid, outcome.error, link=outcome.link, note=outcome.note)
+        spared.blameless = not probe
+        return spared
 
     def note(self, run: Run) -> None:
         """Count equal failures in a row, and pause the chain when they are too many."""
         outcome, chain = run.outcome, run.chain
         if outcome is None:
             return
-        if run.ending == "returned" and chain.name in self._probing:
+        if run.ending in ("returned", "dead", "delayed") and chain.name in self._probing:
             self._probing.discard(chain.name)
             self.pause(chain, str(self._paused.get(chain.name, {}).get("reason", outcome.error)))
             return

@@ -81,7 +81,7 @@ def main(spec: Spec, supervisor: Connection) -> None:
     worker.use(spec.config)
     with suppress(ServerError):
         # Before the first claim: it may be of a chain that is paused.
-        worker.pauses.set(*worker.pauses.look())
+        worker.pauses.set(worker.queue.paused(), [])
     for duty in (_listen, _report):
         threading.Thread(target=duty, args=(worker, line), name=duty.__name__, daemon=True).start()
     code = 0

@@ -129,7 +129,9 @@ class Queue:
         pipe = self._client.pipeline(transaction=False)
         for name in names:
             pipe.zcard(own_key(name, "delayed"))
-        waiting = [name for name, n in zip(names, pipe.execute(), strict=True) if n]
+        # A key of another type is somebody else's: it keeps nobody from the other lists.
+        counts = pipe.execute(raise_on_error=False)
+        waiting = [name for name, n in zip(names, counts, strict=True) if isinstance(n, int) and n]
         return sum(
             int(scripts.DUE(self._client, [own_key(n, "delayed"), own_key(n, "returned")], [500])) for n in waiting
         )
@@ -139,7 +141,8 @@ class Queue:
         pipe = self._client.pipeline(transaction=False)
         for name in names:
             pipe.llen(own_key(name, "suspects"))
-        return {name: n for name, n in zip(names, pipe.execute(), strict=True) if n}
+        counts = pipe.execute(raise_on_error=False)
+        return {name: n for name, n in zip(names, counts, strict=True) if isinstance(n, int) and n}
 
     def dead(self, name: str, start: int = 0, count: int = 100) -> list[tuple[bytes, dict[str, Any]]]:
         """Return dead letters of *name* (a `DLQ:` list's own name without the prefix), oldest first, with reasons.

@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 #: A recovered claim goes on behind the links that are noted as done; noting costs a round trip, so only
 #: work that took longer than this is noted.
 NOTE_AFTER_SECS = 1.0
+#: How many pauses of its process a run may have.
+MOST_PAUSES = 3
 _FOUND = Found(True)
+
+
+def note_clock() -> None:
+    """Note where this thread's use of the processor can be read, also when it may have ended."""
+    thread = threading.current_thread()
+    thread.conserver_clock = time.pthread_getcpuclockid(threading.get_ident())  # type: ignore[attr-defined]
 
 
 @dataclass(slots=True)
@@ -79,9 +87,12 @@ class Run(Work):
         self.board: Callable[[bytes, float], None] = lambda what, deadline: None
         self.take_note: Callable[[Note], bool] = lambda note: True
         self._noted = self.began
+        self._pauses = 0
         # What the links that are done have asked for; one that fails and runs again asks again.
         self._asked: tuple[tuple[tuple[str, str], ...], int | None] = ((), None)
         self.storage_errors: dict[str, str] = {}
+        self.tried: set[str] = set()
+        """Storages that have had their turn."""
         self.late: list[threading.Thread] = []
         """Threads of storages that did not answer in time, and still run."""
 
@@ -93,8 +104,15 @@ class Run(Work):
         self.deadline = min(time.monotonic() + timeout_secs, self.began + self.chain.timeout_secs)
         self.board(what, self.deadline)
 
-    def extend(self, secs: float) -> None:
-        """Put off the deadline, for time in which nothing in this process could go on."""
+    def extend(self, secs: float, *, server: bool) -> None:
+        """Put off the deadline, for time in which nothing in this process could go on.
+
+        Where that was not the *server*, a few times only: a link that keeps the interpreter for itself again and
+        again stops this process in the same way.
+        """
+        self._pauses += not server
+        if self._pauses > MOST_PAUSES:
+            return
         self.began += secs
         self.deadline += secs
         self.board(self.what, self.deadline)
@@ -132,19 +150,31 @@ class Run(Work):
     def overdue(self) -> Outcome:
         """Return how this run ends that is still busy after its deadline."""
         took = time.monotonic() - self.began
-        if self.storage is not None and not self.storage.required:
-            errors = self.storage_errors | {self.storage.name: f"no answer within {self._limit(self.storage.timeout)}"}
-            return Outcome("delivered", self.uuid, storage_errors=errors)
+        if self.storage is not None:
+            errors = self._without_answer(self.storage)
+            failed = [storage.name for storage in self.chain.storages if storage.required and storage.name in errors]
+            if not failed:
+                return Outcome("delivered", self.uuid, storage_errors=errors)
+            why = f"storage {failed[0]!r} is required and failed: {errors[failed[0]]}"
+            return Outcome("failed", self.uuid, why, retry=self.chain.retry, note=self.note())
         if took >= self.chain.timeout_secs:
             why = f"the chain ran longer than its timeout of {self.chain.timeout_secs:g} s, in {self.stage}"
-        elif self.storage is not None:
-            why = f"{self.stage} did not answer within {self._limit(self.storage.timeout)}"
         elif self.link is None:
             why = f"{self.stage} took longer than {self._limit(None)}"
         else:
             why = f"{self.stage} ran longer than its timeout of {self._limit(self.link.timeout)}"
         retry = (self.link and self.link.retry) or self.chain.retry
         return Outcome("failed", self.uuid, why, self.link.name if self.link else "", retry=retry, note=self.note())
+
+    def _without_answer(self, hanging: Storage) -> dict[str, str]:
+        """Return why which storages do not have the vCon, when *hanging* does not answer and others wait behind it."""
+        errors = dict(self.storage_errors)
+        for storage in self.chain.storages:
+            if storage.name == hanging.name:
+                errors[storage.name] = f"no answer within {self._limit(storage.timeout)}"
+            elif storage.name not in self.tried:
+                errors[storage.name] = f"not tried, since storage {hanging.name!r} did not answer"
+        return errors
 
     def _limit(self, timeout: float | None) -> str:
         settings = self.chain.settings

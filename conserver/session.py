@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,6 +14,12 @@ from conserver import connection, scripts
 from conserver.claims import Claim, Found, Settlement, own_key
 from conserver.errors import ConserverError, ServerError
 from conserver.queue import LISTS
+
+#: All that is sent here may be sent again, so a server or a connection that is silent is found out soon: before the
+#: supervisor takes this worker for stuck.
+PATIENCE_SECS = 2.5
+#: A wait that is longer than this is the server's doing, not ours.
+LONG_WAIT_SECS = 0.5
 
 
 @dataclass(slots=True)
@@ -49,7 +56,10 @@ class Session:
 
     def __init__(self, url: str, worker: str, *, suspects: bool = False) -> None:
         self.worker = worker
-        self._wire = connection.Wire(url, f"queue:{worker}")
+        self._wire = connection.Wire(url, f"queue:{worker}", timeout_secs=PATIENCE_SECS)
+        self.waited_secs = 0.0
+        """How long the server has been silent; for the caller to reset."""
+        self._least_lag = float("inf")
         self._suspects = suspects
         self._held: dict[str, set[int]] = {}
         self._after: dict[str, int] = {}
@@ -184,9 +194,27 @@ class Session:
         return [_found(next(there)) if uuid else Found(False) for uuid in uuids]
 
     def ping(self) -> None:
-        """Wait for the server once; whatever it says, or does not, is met by the next trip."""
+        """Find out whether the server lets us wait: `waited_secs` grows by the time that it was silent.
+
+        The server's clock tells when it executed the command. A reply that came late because nobody here could read
+        it, since a link kept the interpreter for itself, does not count.
+        """
+        began = time.monotonic()
         with suppress(ServerError):
-            self._wire.call([("PING",)])
+            reply = self._call([("TIME",)])[0]
+            if not isinstance(reply, Exception):
+                lag = int(reply[0]) + int(reply[1]) / 1e6 - began
+                self._least_lag = min(self._least_lag, lag)
+                silent = min(lag - self._least_lag, time.monotonic() - began)
+                self.waited_secs += silent if silent > LONG_WAIT_SECS else 0.0
+
+    def _call(self, commands: Sequence[connection.Command]) -> list[Any]:
+        began = time.monotonic()
+        try:
+            return self._wire.call(commands)
+        except ServerError:
+            self.waited_secs += time.monotonic() - began
+            raise
 
     def wake_keys(self, lists: Iterable[str]) -> dict[str, str]:
         """Return the keys whose entries this worker claims, each with its list, for a watch."""
@@ -198,14 +226,14 @@ class Session:
         if not commands:
             return []
         if not self._loaded:
-            self._wire.call([("SCRIPT", "LOAD", script.text) for script in scripts.ALL])
+            self._call([("SCRIPT", "LOAD", script.text) for script in scripts.ALL])
             self._loaded = True
-        replies = self._wire.call(commands)
+        replies = self._call(commands)
         again = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if again:
             # The server has forgotten its scripts. If it does not take them, that is its answer.
-            self._wire.call([("SCRIPT", "LOAD", script.text) for script in scripts.ALL])
-            for i, reply in zip(again, self._wire.call([commands[i] for i in again]), strict=True):
+            self._call([("SCRIPT", "LOAD", script.text) for script in scripts.ALL])
+            for i, reply in zip(again, self._call([commands[i] for i in again]), strict=True):
                 replies[i] = reply
         return replies
 

@@ -394,6 +394,10 @@ class Writer:
         self._saved.pop(uuid, None)
         return self._store.delete(uuid, fence=self._fence)
 
+    def begin(self) -> None:
+        """Forget what was read: what comes now starts from what it reads itself."""
+        self._read.clear()
+
     def freeze(self, uuid: str) -> str:
         """Read the vCon once for everything that follows, and return the name of that version.
 

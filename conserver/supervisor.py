@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from queue import SimpleQueue
 from typing import Any
 
 import msgspec
@@ -68,6 +69,7 @@ class _Process:
     overdue: dict[tuple[str, int], float] = field(default_factory=dict)
     culprits: list[Entry] = field(default_factory=list)
     listener: threading.Thread | None = None
+    orders: SimpleQueue[tuple[Any, ...] | None] = field(default_factory=SimpleQueue)
 
 
 @dataclass
@@ -106,6 +108,7 @@ class Supervisor:
         self._start_after = 0.0
         self._wake_read, self._wake_write = socket.socketpair()
         self._give_up = float("inf")
+        self._last_end = time.monotonic()
         self.troubles: dict[str, str] = {}
         """Duties that the server keeps from being done, and its words."""
         self._every: dict[str, float] = {}
@@ -126,7 +129,7 @@ class Supervisor:
         try:
             while not (self.stopping and not self.processes and not self._recoveries):
                 self._look_after()
-                if self.stopping and time.monotonic() > self._give_up + 5:
+                if self.stopping and not self.processes and time.monotonic() > self._last_end + 5:
                     log.error("the server does not take back what the workers held; others recover it later")
                     break
         finally:
@@ -152,6 +155,7 @@ class Supervisor:
         else:
             log.info("ending: what still runs is given back now")
         self.stopping = True
+        self._last_end = time.monotonic()
         self._give_up = time.monotonic() + drain
         for process in self.processes:
             self._tell(process, ("stop", drain))
@@ -267,6 +271,8 @@ class Supervisor:
         started = _Process(name, process, ours, board, quarantine, time.monotonic())
         started.listener = threading.Thread(target=self._listen, args=(started,), name=f"listen {name}", daemon=True)
         started.listener.start()
+        speaker = threading.Thread(target=self._speak, args=(started,), name=f"speak {name}", daemon=True)
+        speaker.start()
         self.processes.append(started)
 
     def _bury(self, process: _Process) -> None:
@@ -275,7 +281,9 @@ class Supervisor:
         if process.listener is not None:
             # What it has said last is still in the pipe.
             process.listener.join(1.0)
+        process.orders.put(None)
         process.pipe.close()
+        self._last_end = time.monotonic()
         if process.snapshot is not None:
             with self.metrics_lock:
                 self.ended.add(process.snapshot)
@@ -368,10 +376,17 @@ class Supervisor:
         members = {name: self.queue.workers(name) for name in self.queue.lists()}
         ours = {process.name for process in self.processes}
         lapsed = set(self.lease.lapsed(host_of(worker) for workers in members.values() for worker in workers))
+        refused: Exception | None = None
         for name, workers in members.items():
             for worker in workers:
                 if host_of(worker) in lapsed or (host_of(worker) == self.host and worker not in ours):
-                    self._recover(name, worker, "returned", f"it came back more than {MAX_RETURNS} times", {})
+                    try:
+                        self._recover(name, worker, "returned", f"it came back more than {MAX_RETURNS} times", {})
+                    except ResponseError as error:
+                        # A key of this list is something else: the other lists do not wait for it.
+                        refused = error
+        if refused is not None:
+            raise refused
         for host in lapsed:
             self.lease.forget(host)
 
@@ -399,9 +414,14 @@ class Supervisor:
             self._new_config.append(config)
 
     def _tell(self, process: _Process, message: tuple[Any, ...]) -> None:
+        process.orders.put(message)
+
+    def _speak(self, process: _Process) -> None:
+        """Send a worker its orders, on a thread of its own: one that is stuck reads nothing, and has to be killed."""
         # A worker that has ended cannot be told anything; it is buried at the next look.
         with contextlib.suppress(OSError):
-            process.pipe.send(message)
+            while (order := process.orders.get()) is not None:
+                process.pipe.send(order)
 
 
 def _ended(code: int | None) -> str:

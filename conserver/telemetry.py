@@ -251,4 +251,4 @@ def exposition(snapshots: Iterable[Snapshot], gauges: Iterable[tuple[Key, float]
 
 def _plain(name: str) -> str:
     # Authors may name their numbers as they like; Prometheus may not read them all.
-    return re.sub(r"[^a-zA-Z0-9_]", "_", name)
+    return re.sub(r"[^a-zA-Z0-9_]", "_", name) or "unnamed"

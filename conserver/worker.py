@@ -27,7 +27,7 @@ from conserver.intake import Intake
 from conserver.outcomes import Reporter, settlement
 from conserver.pauses import Pauses
 from conserver.queue import Queue
-from conserver.run import Outcome, Run
+from conserver.run import Outcome, Run, note_clock
 from conserver.session import NotAMember, Session
 from conserver.settings import Settings
 from conserver.store import VconStore
@@ -91,6 +91,7 @@ class Worker:
         self._trouble = 0
         self._looked = time.monotonic()
         self._tell_to_retire = retire
+        self._newest: Config | None = None
         self._threads: dict[Run, threading.Thread] = {}
         for _ in range(threads):
             self._add_thread()
@@ -137,6 +138,10 @@ class Worker:
         for claim in claims:
             got[claim.list] = got.get(claim.list, 0) + 1
         self.intake.took(wanted, got)
+        if self.stopping:
+            # They stay held, and are given back when this process has ended.
+            self.backlog += claims
+            return
         # Claims whose reply was lost come beside those that are asked for, so they may be more than there are threads.
         claims = self.backlog + claims
         self.backlog = claims[self.free :]
@@ -181,6 +186,7 @@ class Worker:
         self.jobs.put(run)
 
     def _work(self) -> None:
+        note_clock()
         while (run := self.jobs.get()) is not None:
             self._threads[run] = threading.current_thread()
             try:
@@ -210,7 +216,7 @@ class Worker:
         self.idle_since = time.monotonic()
         if outcome.server_failed:
             # If the server takes a write at this very moment, it may be something about this vCon.
-            outcome = replace(outcome, blameless=not self.writes.ask())
+            outcome = replace(outcome, blameless=self.writes.to_blame())
         elif outcome.kind in ("delivered", "stopped"):
             self.writes.went_well()
         self.intake.settled(run.chain.name)
@@ -242,15 +248,12 @@ class Worker:
             self.session.ping()
         now = time.monotonic()
         late, self._looked = now - self._looked, now
+        waited, self.session.waited_secs = self.session.waited_secs, 0.0
         due = [run for at, run in self.refused if now > at]
         self.refused = [(at, run) for at, run in self.refused if now <= at]
         for run in due:
             self._settle(run, Outcome("returned", run.uuid, "it could not be settled before", note=run.note()))
-        if late > 1.0 + TICK_SECS:
-            # The whole process was stopped, or the server was: nobody's fault in here.
-            for run in self.runs.values():
-                if run.outcome is None:
-                    run.extend(late)
+        self._put_off(late, waited)
         for run in [run for run in self.runs.values() if run.outcome is None]:
             if now > run.deadline or now > self.give_up:
                 self._abandon(
@@ -262,6 +265,15 @@ class Worker:
         left = [*self.late, *(thread for thread, _ in self.abandoned)]
         if len(left) > MAX_ABANDONED or any(_burns(thread) for thread in left):
             self._retire()
+
+    def _put_off(self, late: float, waited: float) -> None:
+        """Give runs the time back in which the server was silent, or the whole process was stopped."""
+        if late - waited > 1.0 + TICK_SECS or waited > 0:
+            for run in [run for run in self.runs.values() if run.outcome is None]:
+                if waited > 0:
+                    run.extend(waited, server=True)
+                if late - waited > 1.0 + TICK_SECS:
+                    run.extend(late - waited, server=False)
 
     def _abandon(self, run: Run, outcome: Outcome) -> None:
         run.abandoned = True
@@ -308,8 +320,12 @@ class Worker:
         """Take *config* for what is claimed from now on; imports happen on the thread that calls this."""
         chains, storages = load(config, self.settings)
         lists = chains_of(config, self.settings)
+        self._newest = config
 
         def switch() -> None:
+            if config is not self._newest:
+                # It has waited for the server for too long.
+                return
             try:
                 self.session.join([name for chain in chains for name in lists[chain]])
             except ServerError as error:
@@ -327,9 +343,14 @@ class Worker:
 
 def _burns(thread: threading.Thread | None) -> bool:
     """Say whether an abandoned thread still uses the processor: it would slow down all others for ever."""
-    if thread is None or thread.ident is None or not thread.is_alive():
+    clock = getattr(thread, "conserver_clock", None)
+    if thread is None or clock is None or not thread.is_alive():
         return False
-    used = time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+    try:
+        used = time.clock_gettime(clock)
+    except OSError:
+        # It has ended in this moment.
+        return False
     before, seen = getattr(thread, "_conserver_cpu", (used, time.monotonic()))
     if time.monotonic() - seen > 1.0 or not hasattr(thread, "_conserver_cpu"):
         thread._conserver_cpu = (used, time.monotonic())  # type: ignore[attr-defined]

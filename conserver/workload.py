@@ -6,9 +6,9 @@ import logging
 from typing import Any
 
 from conserver import components, outbound
-from conserver.chain import Chain
+from conserver.chain import Chain, describe
 from conserver.config import Config
-from conserver.errors import ConfigError
+from conserver.errors import ConfigError, StorageError
 from conserver.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -60,15 +60,23 @@ def load(config: Config, settings: Settings) -> tuple[dict[str, Chain], list[com
 
 
 def read_through(storages: list[components.Storage], uuid: str) -> dict[str, Any] | None:
-    """Return the vCon from the first of *storages*, in the order of the config, that gives it back."""
+    """Return the vCon from the first of *storages*, in the order of the config, that gives it back.
+
+    StorageError if none does and one could not be asked: it may be there.
+    """
+    silent: list[str] = []
     for storage in storages:
         if storage.get is None:
             continue
         try:
             document: dict[str, Any] | None = storage.get(uuid, storage.options)
         except Exception as error:  # noqa: BLE001  storages are other people's code
-            log.warning("storage %r could not read vCon %s: %s", storage.name, uuid, error)
+            why = describe(error, storage.secrets)
+            log.warning("storage %r could not read vCon %s: %s", storage.name, uuid, why)
+            silent.append(f"storage {storage.name!r} could not be asked: {why}")
             continue
         if document is not None:
             return document
+    if silent:
+        raise StorageError(f"vCon {uuid} is not in Redis, and {silent[0]}")
     return None

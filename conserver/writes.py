@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 #: The longest that a server which refuses writes is left alone.
 LONGEST_REST_SECS = 60.0
+#: So many runs in a row that the server has failed, though it takes writes, are no coincidence.
+MOST_UNEXPLAINED = 10
 
 
 class Writes:
@@ -23,6 +25,7 @@ class Writes:
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
         self._refusals = 0
+        self._unexplained = 0
         self._ask_again = 0.0
 
     @property
@@ -41,15 +44,32 @@ class Writes:
         try:
             self._queue.probe()
         except ServerError:
-            if not self._refusals:
-                log.error("the server does not work for what runs; nothing is claimed until it does")
-            self._refusals += 1
-            self._ask_again = time.monotonic() + min(LONGEST_REST_SECS, 0.25 * 2 ** min(self._refusals, 10))
+            self._refused()
             return False
         return True
 
+    def to_blame(self) -> bool:
+        """Say whether the server is to blame for what it has just failed, rather than what was asked of it.
+
+        It is if it refuses a write at this very moment; or if it fails one run after the other, whatever it says.
+        """
+        if not self.ask():
+            return True
+        self._unexplained += 1
+        if self._unexplained < MOST_UNEXPLAINED:
+            return False
+        self._refused()
+        return True
+
+    def _refused(self) -> None:
+        if not self._refusals:
+            log.error("the server does not work for what runs; nothing is claimed until it does")
+        self._refusals += 1
+        self._ask_again = time.monotonic() + min(LONGEST_REST_SECS, 0.25 * 2 ** min(self._refusals, 10))
+
     def went_well(self) -> None:
         """Note that a run has done all that it wanted."""
+        self._unexplained = 0
         if self._refusals:
             log.warning("the server works again for what runs")
         self._refusals = 0

@@ -11,7 +11,7 @@ import pytest
 import redis as redis_py
 from redis import Redis
 
-from conserver import LinkError, chain, push, vcons
+from conserver import LinkError, Vcon, chain, push, vcons
 from conserver.config import Retry
 from conserver.errors import ClaimLost, ServerError, VconConflict
 from conserver.filters import When
@@ -248,6 +248,24 @@ def test_a_link_that_conflicts_runs_again_and_then_alone(host: Host) -> None:
     assert locked == [False, False, True]
     assert run.pushes == [("first", A), ("out", TRIES[3])]
     assert host.redis.keys("*lock*") == []
+
+
+def test_a_link_that_builds_its_vcon_recovers_from_a_conflict(host: Host) -> None:
+    """In its second try it starts from what it reads then, not from what it had read in the first."""
+    tries: list[int] = []
+
+    def builds(uuid: str) -> str:
+        read = vcons.get(uuid).to_dict()
+        tries.append(len(tries))
+        if len(tries) == 1:
+            with host.store.edit(uuid) as other:
+                other.document["subject"] = "theirs"
+        vcons.save(Vcon(read | {"subject": f"{read.get('subject')} and mine"}))
+        return uuid
+
+    assert host.run(host.chain([link(builds)])).kind == "delivered"
+    assert host.store.get(A).subject == "theirs and mine"
+    assert len(tries) == 2
 
 
 def test_a_link_that_conflicts_for_ever_fails(host: Host) -> None:

@@ -185,6 +185,34 @@ def overdue(host: Host, late: Storage, seen: threading.Event) -> Any:
     return run.overdue()
 
 
+def test_storages_behind_one_that_hangs_are_not_forgotten(redis: Redis, server_url: str) -> None:
+    """One after the other: those that had no turn are told as failed, and a required one fails the run."""
+    host = Host(redis, server_url, Settings(parallel_storage=False))
+    outcomes = []
+    for required in (False, True):
+        seen, wait = threading.Event(), threading.Event()
+        hangs = storage(lambda uuid, seen=seen, wait=wait: (seen.set(), wait.wait(10)), "hangs", timeout=3.0)
+        run = host.begin(host.chain([], [hangs, storage(lambda uuid: None, "behind", required=required)]))
+        thread = threading.Thread(target=run.chain.run, args=(run,), daemon=True)
+        thread.start()
+        assert seen.wait(5)
+        outcomes.append(run.overdue())
+        run.abandoned = True
+        wait.set()
+        thread.join(5)
+
+    delivered, failed = outcomes
+    assert delivered.kind == "delivered"
+    assert delivered.storage_errors == {
+        "hangs": "no answer within 3 s",
+        "behind": "not tried, since storage 'hangs' did not answer",
+    }
+    assert (failed.kind, failed.error) == (
+        "failed",
+        "storage 'behind' is required and failed: not tried, since storage 'hangs' did not answer",
+    )
+
+
 @pytest.mark.parametrize("required", [False, True])
 def test_a_run_that_is_given_up_in_a_storage_is_delivered_unless_it_is_required(
     redis: Redis, server_url: str, required: bool
@@ -198,7 +226,10 @@ def test_a_run_that_is_given_up_in_a_storage_is_delivered_unless_it_is_required(
     wait.set()
 
     if required:
-        assert (outcome.kind, outcome.error) == ("failed", "storage 'late' did not answer within 3 s")
+        assert (outcome.kind, outcome.error) == (
+            "failed",
+            "storage 'late' is required and failed: no answer within 3 s",
+        )
     else:
         assert outcome.kind == "delivered"
         assert outcome.storage_errors == {"a": "the bucket is gone", "late": "no answer within 3 s"}

@@ -32,6 +32,11 @@ def run(vcon_uuid, link_name, opts):
         for _ in range(30):
             time.sleep(0.1)
             vcons.get(vcon_uuid)
+    if what == "bites":
+        import ctypes
+        for _ in range(12):
+            ctypes.PyDLL(None).usleep(1_600_000 // 2)
+            ctypes.PyDLL(None).usleep(1_600_000 // 2)
     if what == "push":
         push("elsewhere", None)
     if what == "push uuid":
@@ -107,6 +112,21 @@ def test_what_a_link_asks_for_in_vain_is_its_own_failure(tmp_path: Path, redis: 
         assert "sk-very-secret" not in host.said() + whys["secret"]
         assert "answered 401" in whys["secret"]
         assert len(host.worker_pids()) == 2
+    finally:
+        host.close()
+
+
+def test_a_link_that_keeps_the_interpreter_in_bites_has_a_timeout_all_the_same(
+    tmp_path: Path, redis: Redis, server_url: str
+):
+    """Its process looks as if it was stopped again and again; it ends as a dead letter, not after all its bites."""
+    (uuid,) = store(redis, [vcon("bites")])
+    host = make(tmp_path, server_url, CONSERVER_WORKERS=1).start()
+    try:
+        redis.rpush("in", uuid)
+        wait_until(lambda: entries(redis, "DLQ:in") == [uuid], 60)
+
+        assert entries(redis, "out") == []
     finally:
         host.close()
 
