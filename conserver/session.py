@@ -60,6 +60,8 @@ class Session:
         self.waited_secs = 0.0
         """How long the server has been silent; for the caller to reset."""
         self._least_lag = float("inf")
+        self._heard = 0.0
+        self._silent_since: float | None = None
         self._suspects = suspects
         self._held: dict[str, set[int]] = {}
         self._after: dict[str, int] = {}
@@ -209,12 +211,20 @@ class Session:
                 self.waited_secs += silent if silent > LONG_WAIT_SECS else 0.0
 
     def _call(self, commands: Sequence[connection.Command]) -> list[Any]:
-        began = time.monotonic()
         try:
-            return self._wire.call(commands)
+            replies = self._wire.call(commands)
         except ServerError:
-            self.waited_secs += time.monotonic() - began
+            self._silence_until_now(max(self._heard, time.monotonic() - PATIENCE_SECS - LONG_WAIT_SECS))
+            self._silent_since = time.monotonic()
             raise
+        if self._silent_since is not None:
+            self._silence_until_now(self._silent_since)
+            self._silent_since = None
+        self._heard = time.monotonic()
+        return replies
+
+    def _silence_until_now(self, began: float) -> None:
+        self.waited_secs += time.monotonic() - (began if self._silent_since is None else self._silent_since)
 
     def wake_keys(self, lists: Iterable[str]) -> dict[str, str]:
         """Return the keys whose entries this worker claims, each with its list, for a watch."""

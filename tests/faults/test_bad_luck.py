@@ -52,9 +52,9 @@ def run(vcon_uuid, link_name, opts):
 
 
 def make(tmp_path: Path, url: str, **env: object) -> Host:
-    """A host with the link above, which may take four seconds."""
+    """A host with the link above, which may take five seconds."""
     config = {
-        "links": {"steps": {"module": "links.steps", "options": {"api_key": "sk-very-secret"}, "timeout": 4}},
+        "links": {"steps": {"module": "links.steps", "options": {"api_key": "sk-very-secret"}, "timeout": 5}},
         "chains": {"main": {"links": ["steps"], "ingress_lists": ["in"], "egress_lists": ["out"]}},
     }
     return Host(tmp_path / "host", url, config, links={"steps": STEPS}, **env)
@@ -79,7 +79,7 @@ def test_a_pause_in_the_middle_of_work_blames_nobody(tmp_path: Path, redis: Redi
     try:
         redis.rpush("in", *uuids)
         wait_until(lambda: len(list(redis.scan_iter("conserver:*:held:*"))) > 0, 10)
-        pause(host, host.family() if who == "host" else [server_pid], 6)
+        pause(host, host.family() if who == "host" else [server_pid], 7)
         wait_until(lambda: accounted(redis, ["in"]), 60)
 
         assert Counter(entries(redis, "out")) == Counter(uuids)
