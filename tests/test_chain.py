@@ -378,3 +378,14 @@ def test_no_link_is_lost_to_a_note_of_another_chain() -> None:
 
     assert len(prefixes) == 7
     assert chain._prefixes(links[:1]) == chain._prefixes(links)[:2]
+
+
+# Errors of other people
+
+
+def test_an_error_of_any_size_is_cut(host: Host) -> None:
+    """Megabytes of message would go into Redis, the log and every comparison of failures."""
+    outcome = host.run(host.chain([link(raising(ValueError("x" * 5_000_000)))]))
+
+    assert len(outcome.error) < 10_000
+    assert len(outcome.traceback) < 40_000

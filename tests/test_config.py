@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from conserver.config import Config, Finding, draft_config, load_config
-from conserver.findings import Findings
+from conserver.findings import Findings, secrets_of, without
 from conserver.yamlnodes import read_yaml
 
 CHAIN = "chains: {main: {links: [], ingress_lists: [main_in]}}\n"
@@ -624,3 +624,19 @@ def test_outbound_says_what_urls_of_vcons_may_reach(tmp_path: Path) -> None:
         "1:12: warning[unknown-field] outbound has an unknown field 'allow_privat'; did you mean 'allow_private'?",
         "1:46: error[wrong-type] outbound: allow_private must be a list, not 5",
     ]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "postgres://user:geheim%21@host/db",
+        "https://host/path?token=geheim%21&x=1",
+        "Server=host;Password=geheim%21;Database=db",
+    ],
+)
+def test_secrets_inside_of_urls_and_connection_strings_are_secrets(value: str) -> None:
+    """Whatever the option is called; an error may repeat them, also in another spelling."""
+    secrets = secrets_of({"url": value})
+
+    assert secrets == {"geheim%21"}
+    assert "geheim" not in without(secrets, f"cannot reach {value}")
