@@ -214,17 +214,17 @@ class Session:
         try:
             replies = self._wire.call(commands)
         except ServerError:
-            self._silence_until_now(max(self._heard, time.monotonic() - PATIENCE_SECS - LONG_WAIT_SECS))
-            self._silent_since = time.monotonic()
+            now = time.monotonic()
+            # It was silent since its last reply; but a session that had nothing to ask has not waited all that time.
+            since = self._silent_since or max(self._heard, now - PATIENCE_SECS - LONG_WAIT_SECS)
+            self.waited_secs += now - since
+            self._silent_since = now
             raise
-        if self._silent_since is not None:
-            self._silence_until_now(self._silent_since)
-            self._silent_since = None
         self._heard = time.monotonic()
+        if self._silent_since is not None:
+            self.waited_secs += self._heard - self._silent_since
+            self._silent_since = None
         return replies
-
-    def _silence_until_now(self, began: float) -> None:
-        self.waited_secs += time.monotonic() - (began if self._silent_since is None else self._silent_since)
 
     def wake_keys(self, lists: Iterable[str]) -> dict[str, str]:
         """Return the keys whose entries this worker claims, each with its list, for a watch."""
