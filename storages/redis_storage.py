@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from redis.exceptions import RedisError
@@ -28,7 +27,7 @@ class Options(BaseModel):
 
     redis_url: SecretStr | None = Field(
         default=None,
-        description="The server, as `redis://`, `rediss://` or `unix://`; without it, the conserver's own.",
+        description="The server, in any form that `REDIS_URL` may have; without it, the conserver's own.",
     )
     prefix: str = Field(default="vcon_storage", min_length=1, description="What the keys begin with, before the colon.")
     expires: int | None = Field(default=604800, ge=0, description="Life of a copy in seconds; 0 or null: for ever.")
@@ -43,15 +42,11 @@ class Options(BaseModel):
     @model_validator(mode="after")
     def _is_url(self) -> "Options":
         # Of the whole, not of the one field: what is wrong with a field is told with its value, password and all.
-        try:
-            parts = urlsplit(self.redis_url.get_secret_value() if self.redis_url is not None else "redis://")
-            known = parts.scheme in ("redis", "rediss", "unix") and parts.port != 0
-        except ValueError:
-            known = False
-        if not known:
-            raise ValueError(
-                "redis_url must be redis://, rediss:// or unix:// with a host; a password has %2F for / and %40 for @"
-            )
+        if self.redis_url is not None:
+            try:
+                connection.check(self.redis_url.get_secret_value())
+            except ValueError as error:
+                raise ValueError(f"redis_url {error}") from None
         return self
 
 

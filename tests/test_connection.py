@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import pytest
 from redis import Redis
@@ -141,15 +143,111 @@ def test_nobody_there_is_a_server_error_without_the_password() -> None:
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("redis://user:pw@host:6380/2?x=pw", "redis://host:6380/2"),
+        ("redis://user:pw@host:6380/2?password=pw", "redis://host:6380/2"),
         ("rediss://:pw@host", "rediss://host"),
         ("redis://", "redis://localhost"),
         ("unix://user:pw@/run/r.sock?db=1", "unix:///run/r.sock"),
+        ("redis+sentinel://:pw@a:1,b:2/name?sentinel_password=pw", "redis+sentinel://a:1,b:2/name"),
     ],
 )
 def test_an_address_shows_no_secret(url: str, shown: str) -> None:
     """Neither user nor password nor query."""
     assert connection.address(url) == shown
+
+
+# Sentinels
+
+
+class Sentinels:
+    """What the sentinels of a `redis+sentinel://` URL say, without any: the server is behind a proxy that may move."""
+
+    def __init__(self, server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._server_url = server_url
+        self._place = ("127.0.0.1", 1)
+        self.asked = 0
+        monkeypatch.setattr(connection._Sentinels, "discover_master", lambda _, service: self._say(service))
+
+    def _say(self, service: str) -> tuple[str, int]:
+        assert service == "mymaster"
+        self.asked += 1
+        return self._place
+
+    @contextmanager
+    def moved(self) -> Iterator[None]:
+        """The server is at a place where it has not been; at the end its connections are cut."""
+        with proxied(self._server_url) as proxy:
+            parts = urlsplit(proxy.url)
+            self._place = (parts.hostname or "", parts.port or 0)
+            yield
+
+
+@pytest.fixture
+def sentinels(server_url: str, monkeypatch: pytest.MonkeyPatch) -> Sentinels:
+    return Sentinels(server_url, monkeypatch)
+
+
+FOUND = "redis+sentinel://127.0.0.1:1/mymaster"
+
+
+def test_sentinels_are_asked_before_each_connection(redis: Redis, sentinels: Sentinels) -> None:
+    """A server that has gone elsewhere is found there, by each of the ways in; nobody goes back to where it was."""
+    redis.set("key", "value")
+    client, once, wire = connection.client(FOUND, "c"), connection.once(FOUND, "o"), connection.Wire(FOUND, "w")
+
+    def ask() -> list[object]:
+        return [client.get("key"), once.get("key"), *wire.call([("GET", "key")])]
+
+    with sentinels.moved():
+        before = ask()
+    with sentinels.moved():
+        with pytest.raises(ServerError):
+            wire.call([("GET", "key")])
+        after = ask()
+
+    assert before == after == [b"value"] * 3
+
+
+def test_connections_that_stand_ask_no_sentinel(redis: Redis, sentinels: Sentinels) -> None:
+    """Sentinels may all be away while nothing moves."""
+    wire, client = connection.Wire(FOUND, "w"), connection.client(FOUND, "c")
+    with sentinels.moved():
+        for _ in range(5):
+            wire.call([("PING",)])
+            client.ping()
+
+    assert sentinels.asked == 2
+
+
+def test_a_server_that_is_no_primary_any_more_is_left(redis: Redis, sentinels: Sentinels) -> None:
+    """It refuses a write, since it was made a replica: the sentinels know where to go."""
+    wire, once = connection.Wire(FOUND, "w"), connection.once(FOUND, "o")
+    with sentinels.moved():
+        wire.call([("PING",)])
+        once.ping()
+        with read_only(redis):
+            with pytest.raises(ServerError):
+                wire.call([("SET", "a", "b")])
+            with pytest.raises(ServerError):
+                once.set("a", "b")
+            asked = sentinels.asked
+
+            wire.call([("PING",)])
+            once.ping()
+
+    assert sentinels.asked == asked + 2
+
+
+def test_what_each_sentinel_says_is_told() -> None:
+    """Of those that do not answer, too, and no password of anybody."""
+    url = "redis+sentinel://:geheim@127.0.0.1:1,127.0.0.1:2/mymaster?sentinel_password=wache"
+    with pytest.raises(ServerError) as told:
+        connection.Wire(url, "test").call([("PING",)])
+
+    assert "server at redis+sentinel://127.0.0.1:1,127.0.0.1:2/mymaster: " in str(told.value)
+    assert "no server 'mymaster' is known: sentinel 127.0.0.1:1: Error 111 connecting" in str(told.value)
+    assert "; sentinel 127.0.0.1:2: Error 111 connecting" in str(told.value)
+    assert "geheim" not in str(told.value)
+    assert "wache" not in str(told.value)
 
 
 # Wire
