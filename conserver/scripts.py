@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
 from redis.exceptions import NoScriptError
+
+from conserver import crashpoints
 
 _FOLDER = files("conserver") / "lua"
 #: Scripts that begin with the functions of dead.lua.
@@ -24,6 +25,7 @@ class Script:
             text = (_FOLDER / "dead.lua").read_text(encoding="utf-8") + text
         self.text = text
         self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        crashpoints.SCRIPTS[self.sha] = name
 
     def command(self, keys: list[Any], args: list[Any]) -> tuple[Any, ...]:
         """Return the EVALSHA command, for a Wire."""
@@ -31,25 +33,21 @@ class Script:
 
     def __call__(self, client: Any, keys: list[Any], args: list[Any]) -> Any:
         """Run on *client*; a server that has forgotten the script is told it again."""
+        if crashpoints.ARMED:
+            crashpoints.reach(f"{self.name}.sent", lambda: self._send(client, keys, args))
         try:
-            return client.evalsha(self.sha, len(keys), *keys, *args)
+            reply = client.evalsha(self.sha, len(keys), *keys, *args)
         except NoScriptError:
-            return client.eval(self.text, len(keys), *keys, *args)
+            reply = client.eval(self.text, len(keys), *keys, *args)
+        if crashpoints.ARMED:
+            crashpoints.reach(f"{self.name}.replied")
+        return reply
 
-    def many(
-        self, client: Any, calls: list[tuple[list[Any], list[Any]]], also: Callable[[Any], Any] = lambda pipe: None
-    ) -> list[Any]:
-        """Run once for each (keys, args), and what *also* adds to the pipeline, in one round trip."""
-        pipe = client.pipeline(transaction=False)
-        for keys, args in calls:
-            pipe.evalsha(self.sha, len(keys), *keys, *args)
-        also(pipe)
-        try:
-            results: list[Any] = pipe.execute()
-        except NoScriptError:
-            client.script_load(self.text)
-            return self.many(client, calls, also)
-        return results
+    def _send(self, client: Any, keys: list[Any], args: list[Any]) -> None:
+        """Send the call without waiting for a reply: what a process has done that dies at a crash point."""
+        connection = client.connection_pool.make_connection()
+        connection.connect()
+        connection.send_command("EVAL", self.text, len(keys), *keys, *args)
 
 
 CLAIM, SETTLE, NOTE, RECOVER, DUE = (Script(n) for n in ("claim", "settle", "note", "recover", "due"))

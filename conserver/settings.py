@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from conserver import crashpoints
 from conserver.errors import SettingsError
 
 _TRUE = {"1", "true", "yes", "on"}
@@ -82,8 +83,9 @@ class Settings:
         Raises SettingsError that names the variable, its value and what it may be. Variables that the
         existing conserver reads and never uses are ignored, except `LOG_LEVEL`.
         """
-        read = _Reader(os.environ if env is None else env)
-        notes = []
+        env = os.environ if env is None else env
+        read = _Reader(env)
+        notes = [note] if (note := crashpoints.check(env)) else []
         start_method = read.choice("CONSERVER_START_METHOD", "", ("", *_START_METHODS))
         if start_method not in ("", "spawn"):
             notes.append(f"CONSERVER_START_METHOD={start_method}: workers are always spawned, never forked")
