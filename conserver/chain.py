@@ -17,7 +17,7 @@ from contextlib import nullcontext, suppress
 from traceback import format_exception
 from typing import Any
 
-from conserver import ambient, telemetry
+from conserver import ambient, crashpoints, telemetry
 from conserver.claims import dead_list, is_uuid
 from conserver.components import Link, Storage
 from conserver.config import ChainConfig
@@ -32,8 +32,6 @@ _FOLDER = os.getcwd()
 _OURS = os.path.dirname(__file__) + os.sep
 #: What is kept of an error's message.
 MOST_CHARACTERS = 8000
-#: How often a vCon that others change while it is saved is saved again.
-SAVE_ROUNDS = 3
 
 
 class Chain:
@@ -57,6 +55,8 @@ class Chain:
         self._done = [telemetry.key("conserver.link.count", link_name=link.name, outcome="success") for link in links]
         self._halted = [telemetry.key("conserver.link.count", link_name=link.name, outcome="halt") for link in links]
         self.time_key = telemetry.key("conserver.main_loop.vcon_processing_time", chain_name=config.name)
+        self.reads = False
+        """Whether the last run has read its vCon: then it comes along with the next claims."""
         self._counts: dict[tuple[str, str], list[telemetry.Key]] = {}
         self._pid = os.getpid()
 
@@ -74,13 +74,17 @@ class Chain:
         return keys
 
     def run(self, run: Run) -> Outcome:
-        """Run the links and storages for *run*, in this thread; whatever happens becomes an Outcome."""
+        """Run the links and storages for *run*, in this thread; whatever happens becomes an Outcome.
+
+        One that is run again goes on where it was: with the storages.
+        """
         ambient.bind(run)
         fields = {"vcon": run.uuid, "chain": self.name}
         telemetry.bind(fields)
         try:
-            run.resume(run.claim.note)
-            if not run.found.there and not self._fetched(run):
+            if not run.rounds:
+                run.resume(run.claim.note)
+            if not (run.rounds or run.found.there or self._fetched(run)):
                 return Outcome("failed", run.uuid, f"there is no vCon {run.uuid}: not in Redis, and no storage has it")
             for index in range(run.done, len(self.links)):
                 fields["link"] = self.links[index].name
@@ -92,10 +96,13 @@ class Chain:
             run.link = None
             return self._save(run) if self.storages else self._delivered(run, {}, "")
         except BaseException as error:  # noqa: BLE001  links are other people's code
-            return self._failed(run, error)
+            return self.failed(run, error)
         finally:
             ambient.bind(None)
             telemetry.bind(None)
+            self.reads = run.writer.has_read
+            if os.getcwd() != _FOLDER:
+                self._go_back()
 
     def _fetched(self, run: Run) -> bool:
         self._enter_reading(run)
@@ -130,52 +137,46 @@ class Chain:
                     raise
                 del run.pushes[pushes:]
             finally:
-                self._look_after(run)
+                if os.getpid() != self._pid:
+                    # The link forked and both came back. Only one of them holds the claim, and this is not it.
+                    os._exit(0)
         run.timings.append((self._timing[index], time.monotonic() - began))
         if run.abandoned:
             raise ClaimLost(f"{run.stage} was over its time and the claim is settled")
         uuid = _checked(link, result)
+        if crashpoints.ARMED:
+            crashpoints.reach("link.done")
         run.counts.append(self._halted[index] if uuid is None else self._done[index])
         return uuid
 
-    def _look_after(self, run: Run) -> None:
-        if os.getpid() != self._pid:
-            # The link forked and both came back. Only one of them holds the claim, and this is not it.
-            os._exit(0)
-        if os.getcwd() != _FOLDER:
-            log.warning("%s changed the working directory, which all links of a process share: changed back", run.stage)
-            os.chdir(_FOLDER)
+    def _go_back(self) -> None:
+        # Asked once a run: it costs as much as a small link.
+        names = ", ".join([repr(link.name) for link in self.links] + [repr(storage.name) for storage in self.storages])
+        log.warning(
+            "chain %r: one of %s changed the working directory, which all links of a process share: changed back",
+            self.name,
+            names,
+        )
+        os.chdir(_FOLDER)
 
     def _save(self, run: Run) -> Outcome:
-        """Save to all storages, and again if somebody has changed the vCon meanwhile.
-
-        Two chains may save one vCon at the same time, and the older version may come last to a storage.
-        """
+        """Save to all storages; whether that was the newest version is to be seen: Run.stands."""
         self._enter_reading(run)
-        version: str | None = run.writer.freeze(run.uuid)
-        errors = run.storage_errors
-        for _ in range(SAVE_ROUNDS):
-            errors.clear()
-            run.tried.clear()
-            if len(self.storages) == 1 or not self.settings.parallel_storage:
-                for storage in self.storages:
-                    self._save_one(run, storage, errors)
-            else:
-                self._save_all(run, errors)
-            run.storage = None
-            self._enter_reading(run)
-            newer = run.writer.freeze_again(run.uuid)
-            if newer is None:
-                break
-            version = newer
+        version = run.writer.freeze(run.uuid)
+        run.rounds += 1
+        errors = run.storage_errors = {}
+        run.tried.clear()
+        if len(self.storages) == 1 or not self.settings.parallel_storage:
+            for storage in self.storages:
+                self._save_one(run, storage, errors)
         else:
-            # It changes all the time: whoever changes it last saves it last.
-            version = None
+            self._save_all(run, errors)
+        run.storage, run.stage = None, "reading the vCon"
         failed = [storage for storage in self.storages if storage.required and storage.name in errors]
         if failed:
             error = f"storage {failed[0].name!r} is required and failed: {errors[failed[0].name]}"
             return Outcome("failed", run.uuid, error, retry=self.retry, note=run.note())
-        return self._delivered(run, errors, version or "")
+        return self._delivered(run, errors, version)
 
     def _save_one(self, run: Run, storage: Storage, errors: dict[str, str]) -> None:
         run.storage, run.stage = storage, f"storage {storage.name!r}"
@@ -236,6 +237,8 @@ class Chain:
         text: str | None = None
         try:
             storage.save(run.uuid, storage.options)
+            if crashpoints.ARMED:
+                crashpoints.reach("storage.saved")
         except BaseException as error:
             if _caused_by(error, ClaimLost):
                 raise
@@ -252,12 +255,14 @@ class Chain:
         return storage.timeout if storage.timeout is not None else self.settings.storage_timeout_secs
 
     def _delivered(self, run: Run, errors: dict[str, str], version: str) -> Outcome:
+        if crashpoints.ARMED:
+            crashpoints.reach("chain.ended")
         given_back = any(storage.get is not None for storage in self.storages)
-        return Outcome(
-            "delivered", run.uuid, storage_errors=errors, version=version if given_back and not errors else ""
-        )
+        held = version if given_back and not errors else ""
+        return Outcome("delivered", run.uuid, storage_errors=errors, saved=version, version=held)
 
-    def _failed(self, run: Run, error: BaseException) -> Outcome:
+    def failed(self, run: Run, error: BaseException) -> Outcome:
+        """Return how *run* ends that met *error*."""
         if _caused_by(error, ClaimLost):
             return Outcome("lost", run.uuid, str(error))
         if _caused_by(error, ServerError):

@@ -92,11 +92,12 @@ class Claim:
     note: Note | None = None
     readable: bool = True
     """False for a record of a version that this one does not know."""
+    uuid: str | None = field(init=False)
+    """The entry, or None if it is no UUID."""
 
-    @property
-    def uuid(self) -> str | None:
-        """Return the UUID, or None if the entry is none."""
-        return self.entry.decode() if is_uuid(self.entry.decode("latin-1")) else None
+    def __post_init__(self) -> None:
+        entry = self.entry.decode("latin-1")
+        self.uuid = entry if is_uuid(entry) else None
 
     def record(self) -> bytes:
         """Return the claim as it is written down in Redis."""
@@ -121,11 +122,16 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Whether a claimed vCon is in Redis; and if it was about to expire, when, and which version that was."""
+    """Whether a claimed vCon is in Redis; and if it was about to expire, when, and which version that was.
+
+    `text` is the vCon itself, for a chain that is going to read it, as it was at `at` (monotonic seconds).
+    """
 
     there: bool
     left_secs: int = 0
     version: str = ""
+    text: bytes | None = None
+    at: float = 0.0
 
 
 @dataclass(slots=True)

@@ -128,6 +128,11 @@ class Config(Model):
     """Chain -> what it needs that this version lacks. Nobody works on it, and its lists wait."""
     places: Places = Field(default_factory=Places, repr=False, exclude=True)
 
+    def __getstate__(self) -> dict[Any, Any]:
+        """Return a copy: while one thread of a supervisor hands the config to a worker, others may fill its caches."""
+        state = super().__getstate__()
+        return state | {"__dict__": dict(state["__dict__"])}
+
     @cached_property
     def lists(self) -> dict[str, str]:
         """Ingress list -> the chain that is worked on when a UUID is in it."""

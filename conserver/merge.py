@@ -172,13 +172,14 @@ class _Merging:
         after = max((place for place in places[:index] if place is not None), default=-1)
         before = next((place for place in places[index:] if place is not None), len(array.theirs))
         missing = next((n for n, place in enumerate(places[index:]) if place is not None), len(places) - index)
-        window, entry = range(after + 1, before), array.base[index]
-        if len(window) == missing:  # nothing came in between, so each is where it was
-            if _is_kept(entry, array.theirs[window[0]]):
-                places[index] = window[0]
+        window, entry = range(after + 1, before), self._moved(name, array.base[index], self._in_theirs)
+        likeness = {at: _likeness(entry, array.theirs[at]) for at in window}
+        best = max(likeness.values(), default=0)
+        if len(window) == missing:  # nothing came in between, so each is where it was; or they changed places
+            here = window[0]
+            if _is_kept(entry, array.theirs[here]) and likeness[here] == best:
+                places[index] = here
         elif len(window) > missing:
-            likeness = {at: _likeness(entry, array.theirs[at]) for at in window}
-            best = max(likeness.values())
             likely = [at for at in window if likeness[at] == best > 0]
             if len(likely) == 1:
                 places[index] = likely[0]
@@ -351,10 +352,11 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _likeness(one: _Entry, other: _Entry) -> int:
-    """Count the members that are alike; 0 if something says that these are two different entries."""
+    """Count the members that stayed; 0 if that is less than half, or one says that these are two different entries."""
     if any(key in one and key in other and not _same(one[key], other[key]) for key in _IDENTITY):
         return 0
-    return sum(_same(value, other.get(key, _ABSENT)) for key, value in one.items())
+    alike = sum(_same(value, other.get(key, _ABSENT)) for key, value in one.items())
+    return alike if 2 * alike >= len(one) else 0
 
 
 def _is_kept(before: _Entry, after: _Entry) -> bool:

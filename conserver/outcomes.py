@@ -7,13 +7,12 @@ import random
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-
-from redis.exceptions import RedisError
+from typing import Any
 
 from conserver import telemetry
 from conserver.claims import Settlement, dead_list, reason, storage_dead_list
 from conserver.config import Retry
-from conserver.errors import ServerError
+from conserver.connection import Command
 from conserver.queue import MAX_RETURNS
 from conserver.run import Outcome, Run
 from conserver.settings import Settings
@@ -99,8 +98,8 @@ class Reporter:
         shown = telemetry.shorten(repr(run.claim.entry[:80])[1:], 90)
         return Outcome("failed", "", f"the entry {shown} ({len(run.claim.entry):,} bytes) is not a UUID")
 
-    def report(self, runs: Sequence[Run]) -> None:
-        """Log, count and let expire what has been settled."""
+    def report(self, runs: Sequence[Run]) -> list[Command]:
+        """Log and count what has been settled; return the commands by which it expires, where it may."""
         counts: list[telemetry.Key] = []
         observations: list[tuple[telemetry.Key, float]] = []
         ended = time.monotonic()
@@ -113,7 +112,7 @@ class Reporter:
                 observations.append((run.chain.time_key, secs))
             self._log(run, secs)
         telemetry.metrics.record(counts, observations)
-        self._expire(runs)
+        return self._expire(runs)
 
     def _log(self, run: Run, secs: float) -> None:
         outcome = run.outcome
@@ -136,7 +135,7 @@ class Reporter:
             level, message = logging.WARNING, f"delivered, but not saved to {', '.join(outcome.storage_errors)}"
         log.log(level, "%s", message, extra={"fields": fields})
 
-    def _expire(self, runs: Sequence[Run]) -> None:
+    def _expire(self, runs: Sequence[Run]) -> list[Command]:
         versions = []
         for run in runs:
             outcome = run.outcome
@@ -153,7 +152,14 @@ class Reporter:
             elif run.found.version and run.ending in ("stopped", "delivered"):
                 # It was about to expire when it was claimed, and is the same version still.
                 versions.append((run.claim.uuid or "", run.found.version, run.found.left_secs))
-        try:
-            self._store.expire(versions)
-        except (ServerError, RedisError) as error:
-            log.warning("%d vCons stay in Redis that could have expired: %s", len(versions), error)
+        return self._store.expire_commands(versions)
+
+    @staticmethod
+    def expired(sent: Sequence[Command], replies: Sequence[Any]) -> None:
+        """Say what the server made of the commands of `report`."""
+        failed = [reply for reply in replies if isinstance(reply, Exception)]
+        if len(replies) < len(sent) or failed:
+            why = failed[0] if failed else "the server does not answer"
+            # The last command is about all of them.
+            stay = min(len(failed), len(sent) - 1) if replies else len(sent) - 1
+            log.warning("%d vCons stay in Redis that could have expired: %s", stay, why)

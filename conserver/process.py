@@ -93,7 +93,10 @@ def main(spec: Spec, supervisor: Connection) -> None:
         log.warning("%s; what it held runs elsewhere, and it starts again under a new name", error)
         code = EXIT_NOT_A_MEMBER
     except (ServerError, OSError) as error:
-        log.warning("worker %s ends without saying goodbye: %s", spec.name, error)
+        log.warning("worker %s ends without leaving its lists: %s", spec.name, error)
+    with suppress(OSError):
+        # An exit code alone proves nothing: a link can end this process with any.
+        line.tell(("ended",))
     logging.shutdown()
     sys.stdout.flush()
     # Not sys.exit: threads that were abandoned would be waited for.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from conserver import telemetry
@@ -13,7 +13,7 @@ from conserver.ambient import Work
 from conserver.claims import Claim, Found, Note
 from conserver.components import Link, Storage
 from conserver.config import Retry
-from conserver.errors import ClaimLost
+from conserver.errors import ClaimLost, ServerError
 from conserver.store import VconStore
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 NOTE_AFTER_SECS = 1.0
 #: How many pauses of its process a run may have.
 MOST_PAUSES = 3
+#: How often a vCon that others change while it is saved is saved again.
+SAVE_ROUNDS = 3
 _FOUND = Found(True)
 
 
@@ -54,6 +56,8 @@ class Outcome:
     """The server did not do what was asked of it: nobody's fault, unless it works for everybody else."""
     blameless: bool = False
     """It is returned for a cause that has nothing to do with this vCon, so that is not counted."""
+    saved: str = ""
+    """The digest of the text that the storages were given; see Run.stands."""
     version: str = ""
     """The digest of the text that every storage of the chain has saved, if one of them can give it back."""
 
@@ -62,7 +66,8 @@ class Run(Work):
     """One claim on its way through a chain; the worker sees where it is and until when it may be there."""
 
     def __init__(self, claim: Claim, chain: Chain, store: VconStore, *, found: Found = _FOUND) -> None:
-        super().__init__(store.writer((claim.held_key, claim.seq)))
+        text = (claim.uuid or "", found.text, found.at) if found.text is not None else None
+        super().__init__(store.writer((claim.held_key, claim.seq), text))
         self.claim = claim
         self.chain = chain
         self.store = store
@@ -74,6 +79,7 @@ class Run(Work):
         """The state that the settlement leads to: delivered, stopped, delayed, returned or dead."""
         self.settled = False
         self.abandoned = False
+        self.thread: threading.Thread | None = None
         self.slot = -1
         self.began = time.monotonic()
         self.deadline = float("inf")
@@ -86,6 +92,8 @@ class Run(Work):
         self.counts: list[telemetry.Key] = []
         self.board: Callable[[bytes, float], None] = lambda what, deadline: None
         self.take_note: Callable[[Note], bool] = lambda note: True
+        self.rounds = 0
+        """How often the storages were given the vCon."""
         self._noted = self.began
         self._pauses = 0
         # What the links that are done have asked for; one that fails and runs again asks again.
@@ -135,7 +143,12 @@ class Run(Work):
         """Write down which links are done, if that took a while: a run after a crash need not pay for them again."""
         if time.monotonic() - self._noted < NOTE_AFTER_SECS:
             return
-        if not self.take_note(self.note()):
+        try:
+            held = self.take_note(self.note())
+        except ServerError:
+            # The note spares this work only after a crash; to end the run would waste it for certain.
+            return
+        if not held:
             raise ClaimLost("the claim was taken from this worker")
         self._noted = time.monotonic()
 
@@ -146,6 +159,20 @@ class Run(Work):
         self.done, self.uuid = note.done, note.uuid
         self.pushes, self.expire_secs = list(note.pushes), note.expire_secs
         self._asked = note.pushes, note.expire_secs
+
+    def stands(self, newest: bytes | None) -> Outcome | None:
+        """Return how this run ends whose vCon is saved, or None if it has to be saved again, in its *newest* version.
+
+        Two chains may save one vCon at the same time, and the older version may come last to a storage.
+        """
+        if self.outcome is None or newest is None or newest.decode() == self.outcome.saved:
+            return self.outcome
+        if self.rounds == SAVE_ROUNDS:
+            # It changes all the time: whoever changes it last saves it last.
+            return replace(self.outcome, version="")
+        self.outcome, self.deadline = None, float("inf")
+        self.writer.thaw(self.uuid)
+        return None
 
     def overdue(self) -> Outcome:
         """Return how this run ends that is still busy after its deadline."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from conserver.queue import LISTS
 PATIENCE_SECS = 2.5
 #: A wait that is longer than this is the server's doing, not ours.
 LONG_WAIT_SECS = 0.5
+_ABSENT = Found(False)
 
 
 @dataclass(slots=True)
@@ -28,20 +29,22 @@ class Trip:
 
     `results` has for each settlement 1 (done), 0 (no longer held), the words of the target that refused it, or None
     (the server did not say: send it again). `unreadable` are lists that are something else, with the server's words.
-    `trouble` is a ServerError if the server did not do all that was asked, or NotAMember.
+    `trouble` is a ServerError if the server did not do all that was asked, or NotAMember. `also` has the replies to
+    what went along, if there were any.
     """
 
     results: list[int | str | None]
+    also: list[Any] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
     trouble: ConserverError | None = None
 
 
-def _found(reply: int | bytes) -> Found:
+def _found(reply: int | list[Any], at: float) -> Found:
     if isinstance(reply, int):
         return Found(bool(reply))
-    left_ms, _, version = reply.decode().partition(":")
-    return Found(True, max(1, int(left_ms) // 1000), version)
+    left_ms, version, text = reply
+    return Found(True, max(1, left_ms // 1000) if version else 0, version.decode(), text, at)
 
 
 class NotAMember(ConserverError):
@@ -66,6 +69,7 @@ class Session:
         self._held: dict[str, set[int]] = {}
         self._after: dict[str, int] = {}
         self._loaded = False
+        self._doubtful = False
 
     def join(self, lists: Iterable[str]) -> None:
         """Become a worker that may claim from *lists*; repeating it changes nothing."""
@@ -79,8 +83,10 @@ class Session:
             self._held[name] = set()
             self._after[name] = 0
 
-    def trip(self, settlements: Sequence[Settlement], wanted: Mapping[str, int]) -> Trip:
-        """Settle and claim in one round trip.
+    def trip(
+        self, settlements: Sequence[Settlement], wanted: Mapping[str, int], also: Sequence[connection.Command] = ()
+    ) -> Trip:
+        """Settle and claim in one round trip; commands of others that may as well be lost go *also* along.
 
         What the server did not do is in the result, not an exception; a settlement without a result may be sent again.
         """
@@ -91,10 +97,14 @@ class Session:
         commands += [self._claim_command(name, n, by_list.get(name, ()), settlements) for name, n in wanted.items()]
         trip = Trip(results=[None] * len(settlements))
         try:
-            replies = self._all(commands)
+            if self._doubtful and self._went_back():
+                trip.trouble = NotAMember("the server has gone back in time: it holds claims that were settled before")
+                return trip
+            replies = self._all([*commands, *also])
         except ServerError as error:
             trip.trouble = error
             return trip
+        replies, trip.also = replies[: len(commands)], replies[len(commands) :]
         for (name, rows), reply in zip(by_list.items(), replies, strict=False):
             self._note_results(trip, name, rows, settlements, reply)
         for name, reply in zip(wanted, replies[len(by_list) :], strict=True):
@@ -110,6 +120,17 @@ class Session:
                         f"the server has gone back in time: it names a claim of {name!r} as one before"
                     )
         return trip
+
+    def _went_back(self) -> bool:
+        """Say whether the server is an old copy of the one before the cut: nobody else would find what it holds."""
+        replies = self._all([("HKEYS", own_key(name, f"held:{self.worker}")) for name in self._held])
+        for (name, held), seqs in zip(self._held.items(), replies, strict=True):
+            if not isinstance(seqs, Exception) and any(
+                int(seq) <= self._after[name] and int(seq) not in held for seq in seqs
+            ):
+                return True
+        self._doubtful = any(isinstance(reply, Exception) for reply in replies)
+        return False
 
     def _note_results(
         self, trip: Trip, name: str, rows: list[int], settlements: Sequence[Settlement], reply: Any
@@ -179,21 +200,27 @@ class Session:
             keys, [self.worker, n, self._after[name], known, 0 if self._suspects else len(keys)]
         )
 
-    def found(self, claims: Sequence[Claim]) -> list[Found]:
+    def found(
+        self,
+        claims: Sequence[Claim],
+        text_bytes: Sequence[int] = (),
+        meanwhile: Callable[[], None] | None = None,
+    ) -> list[Found]:
         """Say which vCons of *claims* are in Redis, and keep those from expiring while they are worked on.
 
-        When the server does not say, none counts as found: whoever runs it looks again.
+        Of those that are no longer than their number in *text_bytes* the text comes along. When the server does not
+        say, none counts as found: whoever runs it looks again. *meanwhile* is done while the server works.
         """
-        uuids = [claim.uuid for claim in claims]
-        keys = [f"vcon:{uuid}" for uuid in uuids if uuid]
+        keys = [f"vcon:{claim.uuid}" for claim in claims if claim.uuid]
+        most = [most for claim, most in zip(claims, text_bytes or [0] * len(claims), strict=True) if claim.uuid]
         try:
-            reply = self._all([scripts.TOUCH.command(keys, [])])[0] if keys else []
+            reply = self._all([scripts.TOUCH.command(keys, most)], meanwhile)[0] if keys else []
         except ServerError as error:
             reply = error
         if isinstance(reply, Exception):
-            return [Found(False)] * len(claims)
-        there = iter(reply)
-        return [_found(next(there)) if uuid else Found(False) for uuid in uuids]
+            return [_ABSENT] * len(claims)
+        there, now = iter(reply), time.monotonic()
+        return [_found(next(there), now) if claim.uuid else _ABSENT for claim in claims]
 
     def ping(self) -> None:
         """Find out whether the server lets us wait: `waited_secs` grows by the time that it was silent.
@@ -210,15 +237,16 @@ class Session:
                 silent = min(lag - self._least_lag, time.monotonic() - began)
                 self.waited_secs += silent if silent > LONG_WAIT_SECS else 0.0
 
-    def _call(self, commands: Sequence[connection.Command]) -> list[Any]:
+    def _call(self, commands: Sequence[connection.Command], meanwhile: Callable[[], None] | None = None) -> list[Any]:
         try:
-            replies = self._wire.call(commands)
+            replies = self._wire.call(commands, meanwhile)
         except ServerError:
             now = time.monotonic()
             # It was silent since its last reply; but a session that had nothing to ask has not waited all that time.
             since = self._silent_since or max(self._heard, now - PATIENCE_SECS - LONG_WAIT_SECS)
             self.waited_secs += now - since
             self._silent_since = now
+            self._doubtful = True
             raise
         self._heard = time.monotonic()
         if self._silent_since is not None:
@@ -232,13 +260,13 @@ class Session:
             return {own_key(name, "suspects"): name for name in lists}
         return {key: name for name in lists for key in (name, own_key(name, "returned"))}
 
-    def _all(self, commands: list[connection.Command]) -> list[Any]:
+    def _all(self, commands: list[connection.Command], meanwhile: Callable[[], None] | None = None) -> list[Any]:
         if not commands:
             return []
         if not self._loaded:
             self._call([("SCRIPT", "LOAD", script.text) for script in scripts.ALL])
             self._loaded = True
-        replies = self._call(commands)
+        replies = self._call(commands, meanwhile)
         again = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if again:
             # The server has forgotten its scripts. If it does not take them, that is its answer.

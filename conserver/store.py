@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 DELETED_SECS = 7 * 86400
 #: How long one writer may have a vCon for itself, after its work met a conflict twice.
 LOCK_SECS = 30
+#: For how long a text that came with a claim is as good as one that is read now.
+FRESH_SECS = 0.1
 _INDEXED = ("tel", "mailto", "name")
 _INDEX = "conserver:index"
 _EXPIRING = "conserver:expiring"
@@ -97,9 +99,12 @@ class VconStore:
         self.max_bytes = settings.max_vcon_bytes
         self._read_through = read_through
 
-    def writer(self, fence: tuple[str, int] | None = None) -> Writer:
-        """Return a writer; with a *fence* (held key, seq) it saves only while that claim is held."""
-        return Writer(self, fence)
+    def writer(self, fence: tuple[str, int] | None = None, found: tuple[str, bytes, float] | None = None) -> Writer:
+        """Return a writer; with a *fence* (held key, seq) it saves only while that claim is held.
+
+        *found* is a vCon that was read just now: (uuid, text, monotonic seconds).
+        """
+        return Writer(self, fence, found)
 
     def read(self, uuid: str, *, expires: bool = True) -> bytes:
         """Return the stored text; raise VconNotFound.
@@ -153,10 +158,10 @@ class VconStore:
         except VconNotFound:
             return None
 
-    def version(self, uuid: str) -> str | None:
-        """Return the digest of what Redis holds, or None if it holds nothing."""
-        digest_now: bytes | None = scripts.VERSION(self._client, [vcon_key(uuid)], [])
-        return digest_now.decode() if digest_now else None
+    @staticmethod
+    def version_command(uuid: str) -> connection.Command:
+        """Return the command that asks for the digest of what Redis holds; the reply is None if it holds nothing."""
+        return scripts.VERSION.command([vcon_key(uuid)], [])
 
     def keep(self, uuid: str) -> None:
         """Take away the vCon's expiry: it is not certain any more what its storages hold."""
@@ -220,13 +225,23 @@ class VconStore:
 
     def expire(self, versions: Sequence[tuple[str, str, int]]) -> int:
         """Let each (uuid, digest, seconds) expire if it still is that version; return how many do."""
+        expiring = sum(
+            int(scripts.EXPIRE(self._client, [vcon_key(uuid)], [version, secs])) for uuid, version, secs in versions
+        )
+        if versions:
+            self._client.execute_command(*self.expire_commands(versions)[-1])
+        return expiring
+
+    def expire_commands(self, versions: Sequence[tuple[str, str, int]]) -> list[connection.Command]:
+        """Return the commands that let each (uuid, digest, seconds) expire if it still is that version."""
         if not versions:
-            return 0
-        due = {uuid: time.time() + max(secs, self._settings.index_expiry_secs) for uuid, _, secs in versions}
-        calls: list[tuple[list[Any], list[Any]]] = [([vcon_key(u)], [version, secs]) for u, version, secs in versions]
+            return []
+        now = time.time()
         # In the list of what expires comes also what does not after all: the sweep sees that it is still there.
-        expiring = scripts.EXPIRE.many(self._client, calls, also=lambda pipe: pipe.zadd(_EXPIRING, due))
-        return sum(expiring[: len(versions)])
+        due: list[Any] = ["ZADD", _EXPIRING]
+        for uuid, _, secs in versions:
+            due += (now + max(secs, self._settings.index_expiry_secs), uuid)
+        return [*(scripts.EXPIRE.command([vcon_key(u)], [version, secs]) for u, version, secs in versions), due]
 
     def sweep(self, most: int = 500) -> int:
         """Take vCons that have expired from the index; return how many."""
@@ -263,8 +278,8 @@ class VconStore:
         pipe.hdel(_INDEX, *uuids)
         self._told(pipe.execute(raise_on_error=False))
 
-    def _index(self, uuid: str, document: dict[str, Any], before: set[str]) -> None:
-        keys = party_keys(document)
+    def _index(self, uuid: str, document: dict[str, Any], before: set[str], keys: set[str] | None = None) -> None:
+        keys = party_keys(document) if keys is None else keys
         pipe = self._client.pipeline(transaction=False)
         pipe.zadd(self._settings.sorted_set, {uuid: _created_at(document)})
         for key in keys - before:
@@ -307,17 +322,23 @@ class Writer:
     It remembers what it read, so that what it saves can be told from what others wrote.
     """
 
-    def __init__(self, store: VconStore, fence: tuple[str, int] | None) -> None:
+    def __init__(
+        self, store: VconStore, fence: tuple[str, int] | None, found: tuple[str, bytes, float] | None = None
+    ) -> None:
         self._store = store
         self._fence = fence
+        self._found = found
+        self.has_read = False
         self._token = ""
         self._read: dict[str, bytes] = {}
         self._saved: dict[str, bytes] = {}
         self._frozen: dict[str, bytes] = {}
+        # Of the text that was read last: parsing it again for this alone would cost as much as the edit.
+        self._keys: dict[str, tuple[bytes, set[str]]] = {}
 
     def get(self, uuid: str) -> Vcon:
         """Return the vCon, migrated in memory; raise VconNotFound, or NotAVcon if what is stored is none."""
-        text = self._frozen.get(uuid) or self._store.read(uuid, expires=self._fence is None)
+        text = self._frozen.get(uuid) or self._text(uuid)
         if len(text) > self._store.max_bytes:
             raise NotAVcon(
                 f"vCon {uuid} has {len(text):,} bytes, more than CONSERVER_MAX_VCON_BYTES"
@@ -327,9 +348,18 @@ class Writer:
         if str(vcon.uuid).lower() != uuid.lower():
             raise NotAVcon(f"key {vcon_key(uuid)!r} holds vCon {vcon.uuid}, which is another one")
         vcon.base = text
+        self._keys[uuid] = text, party_keys(vcon.document)
         # The first text counts for a vCon that is built from what was read: a later one may hold what it has not seen.
         self._read.setdefault(uuid, text)
         return vcon
+
+    def _text(self, uuid: str) -> bytes:
+        self.has_read = True
+        found, self._found = self._found, None
+        # What came with the claim serves the first who asks, if that is at once: later somebody may have written.
+        if found is not None and found[0] == uuid and time.monotonic() - found[2] < FRESH_SECS:
+            return found[1]
+        return self._store.read(uuid, expires=self._fence is None)
 
     @contextmanager
     def edit(self, uuid: str) -> Iterator[Vcon]:
@@ -343,7 +373,7 @@ class Writer:
         before = canonical(vcon.document)
         yield vcon
         if canonical(vcon.document) != before:
-            self.save(vcon)
+            self._save(vcon, changed=True)
 
     def save(self, vcon: Vcon) -> None:
         """Save *vcon*, merged with what others wrote since it was read.
@@ -351,18 +381,32 @@ class Writer:
         A vCon that was not read here, but built, replaces what is stored under its UUID. Raises VconConflict,
         VconNotFound if it was deleted meanwhile, and ClaimLost if this worker may not write any more.
         """
-        uuid = _uuid(vcon)
-        base = vcon.base if vcon.base is not None else self._read.get(uuid)
-        text = vcon.to_bytes()
-        if not vcon.sealed and base != text:
+        base = self._base(vcon)
+        self._save(vcon, changed=not vcon.sealed and (base is None or base != vcon.to_bytes()))
+
+    def _indexed(self, uuid: str, base: bytes | None) -> set[str] | None:
+        text, keys = self._keys.get(uuid, (None, set()))
+        return keys if base is not None and text is base else _party_keys_of(base) if base else None
+
+    def _base(self, vcon: Vcon) -> bytes | None:
+        return vcon.base if vcon.base is not None else self._read.get(_uuid(vcon))
+
+    def _save(self, vcon: Vcon, *, changed: bool) -> None:
+        uuid, base = _uuid(vcon), self._base(vcon)
+        if changed:
             vcon.document["updated_at"] = _now()
-            text = vcon.to_bytes()
-        mine = text
+        text = mine = vcon.to_bytes()
         expected = digest(base) if base is not None else "*"
         base_document = None
         document = vcon.document
+        indexed = self._indexed(uuid, base)
         give_up = time.monotonic() + LOCK_SECS + 5
         while True:
+            keys = party_keys(document)
+            if indexed is None or keys - indexed:
+                # Before the save: a run that is repeated since its process died in between has nothing to save.
+                before, indexed = indexed or set(), (indexed or set()) | keys
+                self._store._index(uuid, document, before, indexed)
             outcome, *rest = self._store._save(uuid, expected, text, token=self._token, fence=self._fence)
             if outcome == "ok":
                 break
@@ -370,6 +414,8 @@ class Writer:
                 time.sleep(0.02)
                 continue
             if base is None or outcome not in ("conflict", "gone"):
+                if outcome == "deleted":
+                    self._store._forget([uuid])
                 raise _refused(uuid, outcome, rest)
             theirs = bytes(rest[0]) if rest else self._store.newest(uuid)
             if theirs is None:
@@ -379,9 +425,8 @@ class Writer:
             base_document = base_document or Vcon.parse(base).document
             document = merge(base_document, Vcon.parse(theirs).document, vcon.document)
             text, expected = Vcon(document).to_bytes(), digest(theirs)
-        before = _party_keys_of(base) if base else set()
-        if base is None or party_keys(document) != before:
-            self._store._index(uuid, document, before)
+        if keys != indexed:
+            self._store._index(uuid, document, indexed)
         # A JSON module gives back other text than it was given.
         stored = bytes(rest[0]) if rest else text
         # The base is what this writer wrote, never the merge's result: what it saves next grows from that.
@@ -404,17 +449,14 @@ class Writer:
         All storages of a chain save the same version, and its digest is what may expire later. What this writer has
         saved need not be read again: whoever has changed it since has work of its own to end.
         """
-        text = self._saved.get(uuid) or self._store.read(uuid, expires=False)
+        text = self._saved.get(uuid) or self._text(uuid)
         self._frozen[uuid] = text
         return digest(text)
 
-    def freeze_again(self, uuid: str) -> str | None:
-        """Return the name of a newer version, which is frozen now, or None if there is none."""
-        before = digest(self._frozen[uuid])
-        if self._store.version(uuid) in (before, None):
-            return None
+    def thaw(self, uuid: str) -> None:
+        """Forget the frozen version: `freeze` reads the newest."""
+        self._frozen.pop(uuid, None)
         self._saved.pop(uuid, None)
-        return self.freeze(uuid)
 
     def keep(self, uuid: str) -> None:
         """Take away the vCon's expiry; see VconStore.keep."""

@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 from redis.exceptions import RedisError, ResponseError
 
-from conserver import telemetry
+from conserver import crashpoints, telemetry
 from conserver.board import Board, Entry, board_name
 from conserver.claims import reason
 from conserver.config import Config
@@ -34,7 +34,7 @@ from conserver.errors import ConserverError, ServerError
 from conserver.health import Health
 from conserver.lease import Lease, host_of
 from conserver.outcomes import now
-from conserver.process import EXIT_NOT_A_MEMBER, Spec, main
+from conserver.process import Spec, main
 from conserver.queue import MAX_CRASHES, MAX_RETURNS, Queue
 from conserver.reload import Reload
 from conserver.settings import Settings
@@ -52,6 +52,7 @@ PATIENCE_SECS = 2.0
 #: Processes that run suspects, one at a time each.
 MAX_QUARANTINES = 2
 _LONGEST_RESTART_SECS = 10.0
+_LONGEST_RESTART_AT_WORK_SECS = 1.0
 _context = multiprocessing.get_context("spawn")
 
 
@@ -65,6 +66,8 @@ class _Process:
     started: float
     asked_to_end: bool = False
     replaced: bool = False
+    ended_itself: bool = False
+    """It has said that it ends; one that a link has ended says nothing."""
     snapshot: telemetry.Snapshot | None = None
     overdue: dict[tuple[str, int], float] = field(default_factory=dict)
     culprits: list[Entry] = field(default_factory=list)
@@ -154,6 +157,8 @@ class Supervisor:
             log.info("draining: running chains may finish within %g s", drain)
         else:
             log.info("ending: what still runs is given back now")
+        if crashpoints.ARMED:
+            crashpoints.reach("supervisor.draining")
         self.stopping = True
         self._last_end = time.monotonic()
         self._give_up = time.monotonic() + drain
@@ -232,6 +237,8 @@ class Supervisor:
                     process.snapshot = values[0]
                 elif kind == "retiring":
                     process.asked_to_end = process.replaced = True
+                elif kind == "ended":
+                    process.ended_itself = True
         except (EOFError, OSError):
             return
 
@@ -288,7 +295,7 @@ class Supervisor:
             with self.metrics_lock:
                 self.ended.add(process.snapshot)
         code = process.process.exitcode
-        asked = process.asked_to_end or self.stopping or code in (0, EXIT_NOT_A_MEMBER)
+        asked = process.asked_to_end or self.stopping or process.ended_itself
         mode = "returned" if asked else "quarantine" if process.quarantine else "suspects"
         ended = _ended(code)
         if mode == "quarantine":
@@ -301,7 +308,9 @@ class Supervisor:
         if not process.quarantine:
             self._failures = self._failures + 1 if early else 0
             if self._failures > 1:
-                secs = min(_LONGEST_RESTART_SECS, 0.1 * 2 ** min(self._failures, 10))
+                # What it ran is left to quarantine, so one after it may get further; one that ran nothing will not.
+                longest = _LONGEST_RESTART_AT_WORK_SECS if process.board.read() else _LONGEST_RESTART_SECS
+                secs = min(longest, 0.1 * 2 ** min(self._failures, 10))
                 self._start_after = time.monotonic() + secs
         if asked and code == 0:
             return

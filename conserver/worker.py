@@ -13,21 +13,24 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from conserver import components
+from conserver import components, crashpoints
 from conserver.board import Board
 from conserver.chain import Chain
 from conserver.claims import Claim, Settlement
 from conserver.config import Config
+from conserver.connection import Command, is_server_error
+from conserver.crew import Crew
 from conserver.errors import ServerError
 from conserver.intake import Intake
 from conserver.outcomes import Reporter, settlement
 from conserver.pauses import Pauses
 from conserver.queue import Queue
-from conserver.run import Outcome, Run, note_clock
+from conserver.run import Outcome, Run
 from conserver.session import NotAMember, Session
 from conserver.settings import Settings
 from conserver.store import VconStore
@@ -39,10 +42,14 @@ log = logging.getLogger(__name__)
 
 #: How often deadlines are looked at.
 TICK_SECS = 0.25
+#: The largest vCon that is read ahead: all that is claimed at once is in memory then.
+MOST_AHEAD_BYTES = 262_144
 #: How long a list that cannot be read (a key of another type) is left alone.
 REST_SECS = 5.0
 #: A process with more threads that did not come back than this is replaced.
 MAX_ABANDONED = 8
+#: How long until chains that could not be imported are tried again.
+LOAD_AGAIN_SECS = 10.0
 #: A quarantine with nothing to do ends.
 QUARANTINE_IDLE_SECS = 3.0
 
@@ -64,7 +71,7 @@ class Worker:
         self.settings = settings
         self.quarantine = quarantine
         threads = 1 if quarantine else settings.concurrency
-        self.inbox: SimpleQueue[Callable[[], None] | Run] = SimpleQueue()
+        self.inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.queue = Queue(url, f"worker:{name}")
         self.store = VconStore(url, settings, read_through=lambda uuid: read_through(self.storages, uuid))
         self.session = Session(url, name, suspects=quarantine)
@@ -78,10 +85,13 @@ class Worker:
         self.storages: list[components.Storage] = []
         self.runs: dict[tuple[str, int], Run] = {}
         self.slots = list(range(board.slots))
-        self.jobs: SimpleQueue[Run | None] = SimpleQueue()
+        self.crew = Crew(threads, self._work, tell=lambda: self.inbox.put(_nothing))
         self.free = threads
-        self.abandoned: list[tuple[threading.Thread | None, Run]] = []
+        self.abandoned: list[Run] = []
         self.pending: list[tuple[Run, Settlement]] = []
+        self.unreported: list[Run] = []
+        self.saved: list[Run] = []
+        self.expiring: list[Command] = []
         self.refused: list[tuple[float, Run]] = []
         self.backlog: list[Claim] = []
         self.late: list[threading.Thread] = []
@@ -92,25 +102,29 @@ class Worker:
         self._looked = time.monotonic()
         self._tell_to_retire = retire
         self._newest: Config | None = None
-        self._threads: dict[Run, threading.Thread] = {}
-        for _ in range(threads):
-            self._add_thread()
 
     # The hot loop
 
     def run(self) -> None:
         """Claim, run and settle until told to stop and nothing is in hand."""
-        while not (self.stopping and len(self.runs) == len(self.refused) and not self.pending):
+        while not (
+            self.stopping and len(self.runs) == len(self.refused) and not (self.pending or self.expiring or self.saved)
+        ):
             claiming = not self.stopping and self.free > 0 and not self.backlog and self.writes.accepted()
             wanted = self.intake.wanted(self.free) if claiming else {}
-            if not wanted and not self.pending:
+            if not (wanted or self.pending or self.expiring or self.saved):
                 self.watch.arm(self.session.wake_keys(self.intake.empty()) if claiming else {})
                 self._collect(TICK_SECS if self.runs or self.writes.doubtful else 1.0)
                 self._look_after_deadlines()
                 continue
-            trip = self.session.trip([end for _, end in self.pending], wanted)
+            expiring, self.expiring = self.expiring, []
+            versions = [self.store.version_command(run.uuid) for run in self.saved]
+            trip = self.session.trip([end for _, end in self.pending], wanted, [*versions, *expiring])
+            self.reporter.expired(expiring, trip.also[len(versions) :])
             self._settled(trip.results)
+            self._look_at_versions(trip.also[: len(versions)])
             self._start(trip.claims, wanted)
+            self._report()
             if trip.trouble or trip.unreadable:
                 self._troubled(trip.trouble, trip.unreadable)
             elif self._trouble:
@@ -120,17 +134,16 @@ class Worker:
             self._look_after_deadlines()
 
     def _collect(self, timeout_secs: float) -> None:
-        """Take what has happened from the inbox: finished runs become settlements, orders are carried out."""
-        try:
-            item = self.inbox.get(timeout=timeout_secs) if timeout_secs else self.inbox.get_nowait()
+        """See what has happened, for so long at most: orders are carried out, runs that have ended are settled next."""
+        with suppress(Empty):
+            order = self.inbox.get(timeout=min(timeout_secs, self.crew.patience_secs)) if timeout_secs else None
             while True:
-                if isinstance(item, Run):
-                    self._finished(item)
-                else:
-                    item()
-                item = self.inbox.get_nowait()
-        except Empty:
-            pass
+                if order is not None:
+                    order()
+                order = self.inbox.get_nowait()
+        for run in self.crew.ended():
+            self._finished(run)
+        self.crew.look()
 
     def _start(self, claims: list[Any], wanted: Mapping[str, int]) -> None:
         """Give each claim to a free thread, after one look whether the vCons are there."""
@@ -146,19 +159,23 @@ class Worker:
         claims = self.backlog + claims
         self.backlog = claims[self.free :]
         claims = claims[: self.free]
-        for claim, found in zip(claims, self.session.found(claims) if claims else [], strict=True):
-            run = Run(claim, self.chains[self.intake.chain_of(claim.list)], self.store, found=found)
+        runs = []
+        chains = [self.chains[self.intake.chain_of(claim.list)] for claim in claims]
+        sizes = [MOST_AHEAD_BYTES if chain.reads else 0 for chain in chains]
+        for claim, chain, found in zip(claims, chains, self.session.found(claims, sizes, self._report), strict=True):
+            run = Run(claim, chain, self.store, found=found)
+            self.free -= 1
             if run.uuid and claim.readable:
-                self._hand_out(run)
+                self._prepare(run)
+                runs.append(run)
             else:
                 # Not a UUID, or a record of another version: nothing to run.
-                self.free -= 1
                 self._end(run, self.reporter.unusable(run))
+        self.crew.start(runs)
 
     def _settled(self, results: list[int | str | None]) -> None:
         """Look at what became of the settlements that were sent."""
         sent, self.pending = self.pending[: len(results)], self.pending[len(results) :]
-        done: list[Run] = []
         for (run, end), result in zip(sent, results, strict=True):
             if result is None:
                 self.pending.append((run, end))
@@ -167,48 +184,63 @@ class Worker:
             else:
                 self.runs.pop((run.claim.list, run.claim.seq), None)
                 run.settled = result == 1
-                done.append(run)
-        if done:
-            self.reporter.report(done)
+                self.unreported.append(run)
+
+    def _report(self) -> None:
+        """Say what became of what is settled; best done while the server works on something."""
+        if self.unreported:
+            done, self.unreported = self.unreported, []
+            self.expiring += self.reporter.report(done)
             for run in done:
                 self.pauses.note(run)
 
     # What happens to a run
 
-    def _hand_out(self, run: Run) -> None:
+    def _prepare(self, run: Run) -> None:
         slot = run.slot = self.slots.pop()
         claim = run.claim
         self.board.take(slot, claim.seq, claim.list, run.uuid)
         run.board = lambda what, deadline: self.board.enter(slot, what, deadline)
         run.take_note = lambda note: self.queue.note(claim, note)
         self.runs[claim.list, claim.seq] = run
-        self.free -= 1
-        self.jobs.put(run)
 
-    def _work(self) -> None:
-        note_clock()
-        while (run := self.jobs.get()) is not None:
-            self._threads[run] = threading.current_thread()
-            try:
-                run.outcome = run.chain.run(run)
-            except BaseException as error:
-                # Not even an error of ours may cost a thread, or the claim that it has in hand.
-                log.exception("a run ended in a way that it should not")
-                run.outcome = Outcome("failed", run.uuid, f"internal error: {type(error).__name__}")
-            self.inbox.put(run)
-            if run.abandoned:
-                # Somebody else has its place by now.
-                return
+    @staticmethod
+    def _work(run: Run) -> None:
+        run.thread = threading.current_thread()
+        try:
+            run.outcome = run.chain.run(run)
+        except BaseException as error:
+            # Not even an error of ours may cost a thread, or the claim that it has in hand.
+            log.exception("a run ended in a way that it should not")
+            run.outcome = Outcome("failed", run.uuid, f"internal error: {type(error).__name__}")
 
     def _finished(self, run: Run) -> None:
-        self._threads.pop(run, None)
         self.late += run.late
-        self.slots.append(run.slot)
+        run.late = []
         self.board.clear(run.slot)
+        if run.outcome is not None and run.outcome.saved and not run.abandoned:
+            self.saved.append(run)
+            return
+        self.slots.append(run.slot)
         if run.abandoned:
-            self.abandoned = [(thread, other) for thread, other in self.abandoned if other is not run]
+            self.abandoned.remove(run)
         elif run.outcome is not None:
             self._end(run, run.outcome)
+
+    def _look_at_versions(self, replies: list[Any]) -> None:
+        """End the runs whose storages hold the newest version, and have the others save it."""
+        asked, self.saved = self.saved[: len(replies)], self.saved[len(replies) :]
+        for run, newest in zip(asked, replies, strict=True):
+            if isinstance(newest, Exception):
+                error = ServerError(str(newest)) if is_server_error(newest) else newest
+                outcome: Outcome | None = run.chain.failed(run, error)
+            else:
+                outcome = run.stands(newest)
+            if outcome is None:
+                self.crew.start([run])
+            else:
+                self.slots.append(run.slot)
+                self._end(run, outcome)
 
     def _end(self, run: Run, outcome: Outcome) -> None:
         """Free the thread and have the claim settled with the next trip."""
@@ -262,7 +294,7 @@ class Worker:
         if self.quarantine and not self.runs and now - self.idle_since > QUARANTINE_IDLE_SECS:
             self.stopping = True
         self.late = [thread for thread in self.late if thread.is_alive()]
-        left = [*self.late, *(thread for thread, _ in self.abandoned)]
+        left = [*self.late, *(run.thread for run in self.abandoned)]
         if len(left) > MAX_ABANDONED or any(_burns(thread) for thread in left):
             self._retire()
 
@@ -278,12 +310,9 @@ class Worker:
     def _abandon(self, run: Run, outcome: Outcome) -> None:
         run.abandoned = True
         self.board.clear(run.slot)
-        self.abandoned.append((self._threads.get(run), run))
-        self._add_thread()
+        self.abandoned.append(run)
+        self.crew.add()
         self._end(run, outcome)
-
-    def _add_thread(self) -> None:
-        threading.Thread(target=self._work, name="chain", daemon=True).start()
 
     # Orders and trouble
 
@@ -306,6 +335,8 @@ class Worker:
 
     def stop(self, within_secs: float) -> None:
         """Claim no more; what still runs after *within_secs* is given back."""
+        if crashpoints.ARMED:
+            crashpoints.reach("worker.draining")
         self.stopping = True
         self.give_up = min(self.give_up, time.monotonic() + within_secs)
 
@@ -339,6 +370,15 @@ class Worker:
             self.intake.set_chains((chains[name].config, list(lists[name])) for name in chains)
 
         self.inbox.put(switch)
+        if chains.keys() != lists.keys():
+            # A module that is missing may come: somebody copies files.
+            again = threading.Timer(LOAD_AGAIN_SECS, lambda: self.use(config) if config is self._newest else None)
+            again.daemon = True
+            again.start()
+
+
+def _nothing() -> None:
+    """Do nothing: an order that only wakes the protocol thread."""
 
 
 def _burns(thread: threading.Thread | None) -> bool:

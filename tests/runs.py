@@ -7,6 +7,7 @@ from typing import Any
 
 from redis import Redis
 
+from conserver import scripts
 from conserver.chain import Chain
 from conserver.claims import Claim
 from conserver.components import Link, Storage
@@ -77,7 +78,21 @@ class Host:
 
     def run(self, chain: Chain, claim: Claim | None = None, *, stored: bool = True) -> Outcome:
         """Run *claim*, or a new one, to its outcome."""
-        return chain.run(self.begin(chain, claim, stored=stored))
+        return self.finish(self.begin(chain, claim, stored=stored))
+
+    def finish(self, run: Run) -> Outcome:
+        """Run it as a worker does: until the storages hold the newest version."""
+        while True:
+            run.outcome = run.chain.run(run)
+            if not run.outcome.saved:
+                return run.outcome
+            outcome = run.stands(self.redis_version(run.uuid))
+            if outcome is not None:
+                return outcome
+
+    def redis_version(self, uuid: str) -> bytes | None:
+        """The digest of what Redis holds."""
+        return self.redis.eval(scripts.VERSION.text, 1, f"vcon:{uuid}")
 
     @staticmethod
     def text(uuid: str) -> bytes:

@@ -12,10 +12,13 @@ import redis as redis_py
 from redis import Redis
 
 from conserver import LinkError, Vcon, chain, push, vcons
+from conserver.claims import Found
 from conserver.config import Retry
 from conserver.errors import ClaimLost, ServerError, VconConflict
 from conserver.filters import When
-from tests.runs import A, B, Host, goes_on, link, storage
+from conserver.run import Run
+from conserver.store import VconStore
+from tests.runs import A, B, Host, document, goes_on, link, storage
 from tests.server_moods import full
 
 
@@ -218,6 +221,23 @@ def test_a_run_that_was_abandoned_goes_no_further(host: Host) -> None:
     """Its claim is settled: what the link returns at last counts no more."""
     seen: list[str] = []
     run = host.begin(host.chain([link(lambda uuid: setattr(run, "abandoned", True) or uuid), link(seen.append)]))
+
+    outcome = run.chain.run(run)
+
+    assert outcome.kind == "lost"
+    assert seen == []
+
+
+def test_a_run_that_was_abandoned_while_its_vcon_was_read_runs_no_link(host: Host, server_url: str) -> None:
+    """A storage that is asked for it may take too long; what it gives at last begins nothing."""
+    seen: list[str] = []
+
+    def comes_late(uuid: str) -> dict[str, Any]:
+        run.abandoned = True
+        return document(uuid)
+
+    vcons = VconStore(server_url, host.settings, read_through=comes_late)
+    run = Run(host.claim(), host.chain([link(seen.append)]), vcons, found=Found(False))
 
     outcome = run.chain.run(run)
 

@@ -14,6 +14,7 @@ from conserver import run as run_module
 from conserver.claims import Note, Settlement
 from conserver.config import Retry
 from tests.runs import A, B, Host, document, goes_on, link, storage
+from tests.server_moods import full
 
 
 @pytest.fixture
@@ -80,6 +81,20 @@ def test_quick_work_is_not_noted(host: Host) -> None:
     run.take_note = lambda note: pytest.fail("noted")
 
     assert run.chain.run(run).kind == "delivered"
+
+
+def test_a_note_that_the_server_refuses_does_not_waste_the_work(
+    host: Host, monkeypatch: pytest.MonkeyPatch, sees: Callable[[str], chain.Link], seen: list[str]
+) -> None:
+    """What a slow link has done is settled once the server works again, though it could not be written down."""
+    monkeypatch.setattr(run_module, "NOTE_AFTER_SECS", 0.0)
+    run = host.begin(host.chain([sees("a"), sees("b")]))
+
+    with full(host.redis):
+        outcome = run.chain.run(run)
+
+    assert outcome.kind == "delivered"
+    assert seen == ["a a", "b a"]
 
 
 def test_a_note_that_is_not_taken_ends_the_run(host: Host, monkeypatch: pytest.MonkeyPatch, seen: list[str]) -> None:

@@ -153,6 +153,20 @@ class TestWhatAFileMeans:
         with pytest.raises(ValueError, match="frozen"):
             copy.folder = Path("/")
 
+    def test_a_config_may_fill_its_caches_while_it_is_pickled(self, tmp_path: Path) -> None:
+        """A supervisor hands it to several workers at once, while other threads ask it for its lists."""
+        draft = good(tmp_path, EVERYTHING)
+        config = Config(file=draft.file, folder=draft.folder, chains=draft.chains)
+
+        class Asks:
+            def __reduce__(self) -> tuple[type, tuple[list[str]]]:
+                return list, (list(config.lists),)
+
+        config.hooks["asks"] = Asks()
+        copy = pickle.loads(pickle.dumps(config))
+
+        assert copy.hooks["asks"] == list(config.lists)
+
     def test_no_secret_is_in_the_repr(self, tmp_path: Path) -> None:
         """A config that somebody logs shows neither options nor keys."""
         config = good(tmp_path, EVERYTHING.replace("/tmp/vcons", "s3cret"))

@@ -223,7 +223,7 @@ def test_every_file_that_a_page_names_is_there(page: Path) -> None:
     assert [n for n in names if not (ROOT / n).exists() and not (ROOT / "conserver" / n).exists()] == []
 
 
-@pytest.mark.parametrize("page", [DOCS / "why.md", DOCS / "internals.md"], ids=name_of)
+@pytest.mark.parametrize("page", [DOCS / "why.md", DOCS / "internals.md", DOCS / "faults.md"], ids=name_of)
 def test_every_test_that_a_page_names_is_there(page: Path) -> None:
     """What is said to be proven is."""
     tests = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
@@ -231,6 +231,15 @@ def test_every_test_that_a_page_names_is_there(page: Path) -> None:
 
     for name in re.findall(r"`(?:tests/(?:faults/)?)?(test_\w+)(?:\.py)?`", prose(page)):
         assert f"{name}.py" in files or f"def {name}(" in tests, name
+
+
+def test_every_fault_has_a_test() -> None:
+    """The page of faults has all of them, and each names who shows what comes of it."""
+    rows = re.findall(r"^\| (F\d+) \|.*$", prose(DOCS / "faults.md"), re.MULTILINE)
+    without = re.findall(r"^\| (F\d+) \|(?!.*`test_).*$", prose(DOCS / "faults.md"), re.MULTILINE)
+
+    assert rows == [f"F{n}" for n in range(1, 37)]
+    assert without == []
 
 
 def test_the_names_of_internals_are_in_the_code() -> None:

@@ -335,6 +335,18 @@ def test_entries_that_changed_places_are_a_conflict_however_alike():
     assert "/analysis/1 was removed, moved or replaced" in conflict(base, other, shifted)
 
 
+def test_what_takes_the_place_of_another_is_not_that_one():
+    """Of notes that changed places and were changed, and of one that left while another came, the writer is told."""
+    notes = [{"purpose": "note", "party": 0, "body": text, "size": n} for n, text in enumerate("ab")]
+    base = vcon(attachments=notes)
+    swapped = changed(base, lambda d: d.update(attachments=[{**note, "encoding": "none"} for note in notes[::-1]]))
+    replaced = changed(base, lambda d: d["attachments"].__setitem__(1, {"party": 0, "body": "new", "url": "u"}))
+    mine = changed(base, lambda d: d["analysis"].append(analysis("a", attachment=1)))
+
+    assert "/attachments/0 was removed, moved or replaced by the other" in conflict(base, swapped, mine)
+    assert "/attachments/1 was removed, moved or replaced by the other" in conflict(base, replaced, mine)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -43,6 +43,11 @@ def settle(host: Host) -> Callable[..., Run]:
     return settle
 
 
+def expire(host: Host, commands: list[Any]) -> None:
+    """Send what a report wants to be sent, as a worker does with its next trip."""
+    Reporter.expired(commands, host.session.trip([], {}, commands).also)
+
+
 def lists(redis: Redis) -> dict[str, list[bytes]]:
     """What every list of the server holds."""
     return {key.decode(): redis.lrange(key, 0, -1) for key in redis.scan_iter() if redis.type(key) == b"list"}
@@ -184,6 +189,7 @@ def test_what_comes_back_again_and_again_is_dead_at_last(redis: Redis, settle: C
         (b"not a uuid", "the entry 'not a uuid' (10 bytes) is not a UUID"),
         (b"\xff\x00\n" * 100, r"the entry '\xff\x00\n\xff\x00\n"),
         (b"", "the entry '' (0 bytes) is not a UUID"),
+        (b"vcon:" + A.encode(), f"the entry 'vcon:{A}' (41 bytes) is not a UUID"),
     ],
 )
 def test_an_entry_that_is_no_uuid_is_a_dead_letter(redis: Redis, host: Host, entry: bytes, words: str) -> None:
@@ -193,6 +199,7 @@ def test_an_entry_that_is_no_uuid_is_a_dead_letter(redis: Redis, host: Host, ent
 
     host.session.trip([settlement(run, outcome, "host:1")], {})
 
+    assert run.uuid == ""
     assert redis.lrange("DLQ:in", 0, -1) == [entry]
     assert host.queue.dead("in")[0][1]["error"].startswith(words)
 
@@ -218,7 +225,7 @@ def reported(host: Host, settle: Callable[..., Run], caplog: pytest.LogCaptureFi
     def report(outcome: Outcome, **more: Any) -> list[logging.LogRecord]:
         run = settle(outcome, **more)
         with caplog.at_level(logging.INFO, "conserver.outcomes"):
-            Reporter("host:1", host.store, host.settings).report([run])
+            expire(host, Reporter("host:1", host.store, host.settings).report([run]))
         return caplog.records
 
     return report
@@ -262,7 +269,7 @@ def test_a_claim_that_was_gone_is_told_as_lost(
     monkeypatch.setattr(telemetry, "metrics", telemetry.Metrics())
 
     run = settle(Outcome("delivered", A), claim)
-    Reporter("host:1", host.store, host.settings).report([run])
+    expire(host, Reporter("host:1", host.store, host.settings).report([run]))
 
     assert not run.settled
     assert [r.getMessage() for r in caplog.records] == [
@@ -300,7 +307,7 @@ def test_what_was_settled_is_counted(host: Host, settle: Callable[..., Run], mon
 
 def expires(host: Host, run: Run, uuid: str = A, **settings: Any) -> int:
     """The seconds that the copy in Redis has left after the report; -1 for ever."""
-    Reporter("host:1", host.store, Settings(**settings)).report([run])
+    expire(host, Reporter("host:1", host.store, Settings(**settings)).report([run]))
     return int(host.redis.ttl(f"vcon:{uuid}"))
 
 
@@ -348,7 +355,7 @@ def test_an_expiry_that_the_server_refuses_costs_memory_only(
     run = settle(Outcome("delivered", A, version=digest(host.text(A))))
 
     with read_only(redis):
-        Reporter("host:1", host.store, host.settings).report([run])
+        expire(host, Reporter("host:1", host.store, host.settings).report([run]))
 
     assert "1 vCons stay in Redis that could have expired" in caplog.text
 

@@ -271,6 +271,16 @@ def test_a_pause_of_an_operator_is_ended_by_an_operator(worker: Worker, host: Ho
     assert worker.end(failed()).ending == "dead"
 
 
+def test_a_pause_of_an_operator_is_not_replaced(worker: Worker, host: Host) -> None:
+    """Whatever else would pause the chain: it would be tried again, which the operator did not want."""
+    host.queue.pause("main", {"reason": "maintenance"})
+    worker.look()
+
+    worker.pauses.pause(worker.chain, "dead letters are refused")
+
+    assert paused(host.queue) == {"reason": "maintenance"}
+
+
 def test_a_pause_that_cannot_be_written_holds_here(
     worker: Worker, redis: Redis, host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:

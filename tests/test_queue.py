@@ -181,6 +181,30 @@ def test_a_server_that_names_a_claim_as_one_before_is_not_believed(redis: Redis,
     assert str(trip.trouble) == "the server has gone back in time: it names a claim of 'in' as one before"
 
 
+def test_a_server_that_holds_again_what_was_settled_is_not_believed(
+    redis: Redis, proxy: Proxy, join: Callable[..., Session]
+) -> None:
+    """After a failover to an old copy nobody would find those claims while their worker lives and is idle."""
+    redis.rpush("in", A, B)
+    session = join(url=proxy.url)
+    first, second = claim(session, 2)
+    record = redis.hget(HELD, str(first.seq)) or b""
+    settle(session, Settlement(first))
+
+    proxy.lose_next_reply()
+    assert session.trip([], {"in": 1}).trouble is not None
+    honest = session.trip([], {"in": 1}).trouble
+    proxy.lose_next_reply()
+    assert session.trip([], {"in": 1}).trouble is not None
+    redis.hset(HELD, str(first.seq), record)
+    trip = session.trip([Settlement(second)], {"in": 1})
+
+    assert honest is None
+    assert isinstance(trip.trouble, NotAMember)
+    assert str(trip.trouble) == "the server has gone back in time: it holds claims that were settled before"
+    assert trip.results == [None]
+
+
 def test_one_who_leaves_with_a_lost_claim_can_still_be_found(
     redis: Redis, proxy: Proxy, join: Callable[..., Session], queue: Queue
 ) -> None:

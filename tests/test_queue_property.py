@@ -6,11 +6,12 @@ import contextlib
 import uuid as uuids
 from collections.abc import Sequence
 
-from hypothesis import HealthCheck, given, settings
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from conserver.claims import Claim, Settlement
+from conserver.claims import Claim, Note, Settlement
 from conserver.errors import ServerError
 from conserver.queue import Queue
 from conserver.session import NotAMember, Session
@@ -18,8 +19,8 @@ from tests.proxy import Proxy, proxied
 
 STEPS = st.sampled_from(
     ["push", "claim", "trip"] * 4
-    + ["settle", "lose reply", "recover"] * 2
-    + ["lose request", "crash", "leave", "due", "flush"]
+    + ["settle", "lose reply", "recover", "note"] * 2
+    + ["lose request", "crash", "leave", "due", "flush", "retry"]
 )
 ENDS = st.sampled_from(["deliver", "die", "give back", "delay"])
 
@@ -27,17 +28,24 @@ ENDS = st.sampled_from(["deliver", "die", "give back", "delay"])
 class Worker:
     """One that remembers what it sent until it has an answer, as the real one does."""
 
-    def __init__(self, proxy: Proxy, name: str) -> None:
+    def __init__(self, proxy: Proxy, name: str, delivered: list[bytes], *, quarantine: bool) -> None:
         self.proxy, self.name = proxy, name
-        self.session = Session(proxy.url, name)
+        self.ended_badly = "quarantine" if quarantine else "suspects"
+        self.session = Session(proxy.url, name, suspects=quarantine)
         self.held: dict[int, Claim] = {}
         self.pending: list[Settlement] = []
+        self.delivered = delivered
+        """What workers were told that they have delivered."""
         while True:
             try:
                 self.session.join(["in"])
                 return
             except ServerError:
                 continue
+
+    def close(self) -> None:
+        """End as a process does: its connection goes with it."""
+        self.session._wire.close()
 
     def end(self, how: str) -> None:
         if self.held:
@@ -58,6 +66,11 @@ class Worker:
         """Settle and claim; False for a worker that was recovered."""
         trip = self.session.trip(self.pending, {"in": n} if n else {})
         assert all(result in (0, 1, None) for result in trip.results)
+        self.delivered += [
+            end.claim.entry
+            for end, result in zip(self.pending, trip.results, strict=True)
+            if result == 1 and end.operations[0][1] == "out"
+        ]
         self.pending = [end for end, result in zip(self.pending, trip.results, strict=True) if result is None]
         for claim in trip.claims:
             assert claim.seq not in self.held, "handed out twice"
@@ -84,8 +97,16 @@ def act(step: str, how: str, worker: Worker, redis: Redis, queue: Queue, pushed:
     elif step == "recover":
         # Taken for dead while it lives: it finds out at its next claim.
         queue.recover("in", worker.name, "returned", limit=b'{"n":1}')
+    elif step == "note":
+        for claim in worker.held.values():
+            queue.note(claim, Note(1, "0123456789ab", claim.entry.decode()))
     elif step == "crash":
+        # Its supervisor has seen it, or comes too late to do something about it.
+        if how != "delay":
+            queue.recover("in", worker.name, worker.ended_badly, limit=b'{"n":1}')
         return False
+    elif step == "retry":
+        queue.retry("in", 3, from_start=how == "deliver")
     elif step == "leave":
         with contextlib.suppress(ServerError):
             worker.session.leave()
@@ -108,26 +129,54 @@ def drain(redis: Redis, queue: Queue, url: str) -> None:
         session.join(["in"])
         while claims := session.trip([], {"in": 50}).claims:
             session.trip([Settlement(claim).push("out", claim.entry) for claim in claims], {})
+        session.leave()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(steps=st.lists(st.tuples(STEPS, ENDS, st.integers(0, 1)), min_size=20, max_size=50))
-def test_each_uuid_ends_in_exactly_one_place(server: str, steps: Sequence[tuple[str, str, int]]) -> None:
-    """Through lost replies and requests, crashes, false alarms and forgotten scripts, with two workers at once."""
-    with Redis.from_url(server) as redis, proxied(server) as one, proxied(server) as two:
+def each_uuid_ends_in_exactly_one_place(server: str, steps: Sequence[tuple[str, str, int]]) -> None:
+    """Two workers and a quarantine do what *steps* say; then whatever is left is run."""
+    with Redis.from_url(server) as redis, proxied(server) as one, proxied(server) as two, proxied(server) as three:
         redis.flushall()
-        queue, proxies, pushed, born = Queue(server), (one, two), [], 0
-        workers: list[Worker | None] = [None, None]
-        for step, how, number in steps:
+        queue, proxies, pushed, delivered = Queue(server), (one, two, three), [], []
+        workers: list[Worker | None] = [None, None, None]
+        for born, (step, how, number) in enumerate(steps):
             worker = workers[number]
             if worker is None:
-                born += 1
-                worker = workers[number] = Worker(proxies[number], f"host:{born}")
+                worker = workers[number] = Worker(proxies[number], f"host:{born}", delivered, quarantine=number == 2)
             if not act(step, how, worker, redis, queue, pushed):
+                worker.close()
                 workers[number] = None
+        for worker in filter(None, workers):
+            worker.close()
 
         drain(redis, queue, server)
 
-        ended = redis.lrange("out", 0, -1) + redis.lrange("DLQ:in", 0, -1)
-        assert sorted(ended) == sorted(pushed)
+        out = redis.lrange("out", 0, -1)
+        assert sorted(out + redis.lrange("DLQ:in", 0, -1)) == sorted(pushed)
+        assert set(delivered) <= set(out)
         assert not [key for key in redis.keys("conserver:*") if b"held" in key or b"delayed" in key]
+
+
+STORY = st.lists(st.tuples(STEPS, ENDS, st.sampled_from([0, 0, 1, 1, 2])), min_size=20, max_size=60)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+    # To make a failure small may take minutes; the long test does.
+    phases=[Phase.explicit, Phase.generate],
+)
+@given(steps=STORY)
+def test_each_uuid_ends_in_exactly_one_place(server: str, steps: Sequence[tuple[str, str, int]]) -> None:
+    """Through lost replies and requests, crashes, false alarms, forgotten scripts and dead letters tried again."""
+    each_uuid_ends_in_exactly_one_place(server, steps)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps=STORY)
+def test_each_uuid_ends_in_exactly_one_place_in_many_ways(server: str, steps: Sequence[tuple[str, str, int]]) -> None:
+    """As above, with thousands of stories that are others each time."""
+    each_uuid_ends_in_exactly_one_place(server, steps)

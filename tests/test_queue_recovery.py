@@ -85,6 +85,20 @@ def test_recovery_can_be_repeated(redis: Redis, queue: Queue, take: Callable[...
     assert len(returned(redis)) == 1
 
 
+def test_a_claim_that_was_recovered_is_settled_by_nobody_else(
+    redis: Redis, queue: Queue, session: Session, take: Callable[..., list[Claim]]
+) -> None:
+    """Its last worker is told that it was taken away, and pushes nothing; it runs elsewhere."""
+    (one,) = take(A)
+    queue.recover("in", "host:1", "returned", limit=LIMIT)
+
+    trip = session.trip([Settlement(one).push("out", A)], {})
+
+    assert trip.results == [0]
+    assert not redis.exists("out")
+    assert len(returned(redis)) == 1
+
+
 def test_what_comes_back_too_often_is_dead(redis: Redis, queue: Queue, take: Callable[..., list[Claim]]) -> None:
     """At the limit a record still goes back, one more is a dead letter with the limit's reason."""
     redis.rpush(

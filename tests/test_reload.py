@@ -113,6 +113,24 @@ def test_a_good_file_after_a_broken_one_comes_into_force(reload: Reload, write: 
     assert reload.error is None
 
 
+def test_a_module_that_comes_later_brings_its_config_into_force(
+    reload: Reload, write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file is checked again now and then although it did not change, and what is wrong is told once."""
+    monkeypatch.setattr("conserver.reload.CHECK_AGAIN_SECS", 0.0)
+    path = write(GOOD.replace("links.tag, options: {tags: [%s]}", "links.late_one"))
+
+    early, again = reload.look(), reload.look()
+    (path.parent / "links").mkdir()
+    (path.parent / "links" / "late_one.py").write_text("def run(vcon_uuid, link_name, opts):\n    return vcon_uuid\n")
+    config = reload.look()
+
+    assert (early, again) == (None, None)
+    assert config is not None
+    assert config.links["tag"].module == "links.late_one"
+    assert caplog.text.count("the config before stays in force") == 1
+
+
 def test_a_file_that_is_gone_changes_nothing(reload: Reload, write: Callable[[str], Path]) -> None:
     """It may be about to be put in its place."""
     path = write(GOOD % "a")

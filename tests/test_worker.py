@@ -134,3 +134,56 @@ def test_a_process_whose_storages_leave_many_threads_behind_is_replaced(
         assert not list(redis.scan_iter("conserver:*:held:*"))
     finally:
         answer.set()
+
+
+def test_a_vcon_goes_on_when_its_storages_have_it_and_not_before(
+    redis: Redis, host: Host, start: Callable[..., Any]
+) -> None:
+    """While a storage still saves, the egress list is empty, though the worker has settled another vCon meanwhile."""
+    answer = threading.Event()
+    start(
+        host.chain([link(goes_on)], [storage(lambda uuid: answer.wait(20))], egress_lists=("out",)),
+        host.chain([], egress_lists=("other out",), name="other", ingress_lists=("also in",)),
+        threads=2,
+    )
+    redis.rpush("in", A)
+    wait_until(lambda: redis.hlen(HELD) == 1)
+    redis.rpush("also in", B)
+    wait_until(lambda: redis.llen("other out") == 1)
+    before = redis.llen("out")
+    answer.set()
+
+    wait_until(lambda: redis.llen("out") == 1)
+    assert before == 0
+
+
+def test_what_still_runs_when_the_time_to_drain_is_over_is_given_back(
+    redis: Redis, host: Host, start: Callable[..., Any]
+) -> None:
+    """It is held by nobody, and the worker ends though its link does not."""
+    answer = threading.Event()
+    made = start(host.chain([link(lambda uuid: answer.wait(20))]))
+    redis.rpush("in", A)
+    wait_until(lambda: redis.hlen(HELD) == 1)
+    try:
+        made.worker.inbox.put(lambda: made.worker.stop(0.1))
+
+        wait_until(lambda: redis.llen("conserver:{in}:returned") == 1)
+        assert not redis.exists(HELD)
+    finally:
+        answer.set()
+
+
+def test_while_the_server_is_silent_no_deadline_passes(redis: Redis, host: Host, start: Callable[..., Any]) -> None:
+    """A link that waits for it has time left when it speaks again."""
+
+    def waits(uuid: str) -> str:
+        redis.client_pause(3500, all=True)
+        host.store.get(uuid)
+        return uuid
+
+    start(host.chain([link(waits, timeout=1.5)], egress_lists=("out",)))
+    redis.rpush("in", A)
+
+    wait_until(lambda: redis.llen("out") + redis.llen("DLQ:in") == 1, 30)
+    assert redis.llen("DLQ:in") == 0

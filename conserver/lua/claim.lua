@@ -34,12 +34,15 @@ for i = 4, #KEYS do
     -- Written down first and removed last: a server that refuses a write (full, read-only, an ACL)
     -- refuses the first one, while nothing has been taken yet.
     local first = redis.call('INCRBY', KEYS[3], #entries) - #entries
+    local fields = {}
     for k, entry in ipairs(entries) do
       if i == plain then entry = '1 0 0 0 0\n' .. entry end
-      redis.call('HSET', KEYS[2], first + k, entry)
+      fields[2 * k - 1], fields[2 * k] = first + k, entry
       reply[#reply + 1] = first + k
       reply[#reply + 1] = entry
     end
+    -- No more at once than the stack of a script takes.
+    for k = 1, #fields, 1000 do redis.call('HSET', KEYS[2], unpack(fields, k, math.min(k + 999, #fields))) end
     local cut = redis.pcall('LTRIM', KEYS[i], #entries, -1)
     if cut.err then
       for k = 1, #entries do redis.call('HDEL', KEYS[2], first + k) end

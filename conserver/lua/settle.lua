@@ -47,7 +47,7 @@ end
 
 local reply = {}
 local at = 2
-local member
+local member, dirty
 while at <= #ARGV do
   local seq, count = ARGV[at], tonumber(ARGV[at + 1])
   at = at + 2
@@ -66,7 +66,7 @@ while at <= #ARGV do
   else
     -- A write that changes nothing: after it the server lets this script push even when its memory is full. The
     -- record goes last, so that whatever is refused on the way (an ACL) leaves it where it was.
-    redis.call('HDEL', KEYS[1], '')
+    dirty = dirty or redis.call('HDEL', KEYS[1], '')
     local result, done = 1, 0
     for i, op in ipairs(ops) do
       local answer = apply(op[1], op[2], op[3], op[4])
