@@ -98,7 +98,9 @@ class Session:
         trip = Trip(results=[None] * len(settlements))
         try:
             if self._doubtful and self._went_back():
-                trip.trouble = NotAMember("the server has gone back in time: it holds claims that were settled before")
+                trip.trouble = NotAMember(
+                    "the server has gone back in time: it does not know what was claimed or settled before"
+                )
                 return trip
             replies = self._all([*commands, *also])
         except ServerError as error:
@@ -123,13 +125,16 @@ class Session:
 
     def _went_back(self) -> bool:
         """Say whether the server is an old copy of the one before the cut: nobody else would find what it holds."""
-        replies = self._all([("HKEYS", own_key(name, f"held:{self.worker}")) for name in self._held])
-        for (name, held), seqs in zip(self._held.items(), replies, strict=True):
-            if not isinstance(seqs, Exception) and any(
-                int(seq) <= self._after[name] and int(seq) not in held for seq in seqs
-            ):
-                return True
+        asked: list[connection.Command] = [("HKEYS", own_key(name, f"held:{self.worker}")) for name in self._held]
+        asked += [("GET", own_key(name, "seq")) for name in self._held]
+        replies = self._all(asked)
         self._doubtful = any(isinstance(reply, Exception) for reply in replies)
+        if self._doubtful:
+            return False
+        for (name, held), seqs, counter in zip(self._held.items(), replies, replies[len(self._held) :], strict=False):
+            after = self._after[name]
+            if int(counter or 0) < after or any(int(seq) <= after and int(seq) not in held for seq in seqs):
+                return True
         return False
 
     def _note_results(

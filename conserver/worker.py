@@ -208,11 +208,13 @@ class Worker:
     def _work(run: Run) -> None:
         run.thread = threading.current_thread()
         try:
-            run.outcome = run.chain.run(run)
+            outcome = run.chain.run(run)
         except BaseException as error:
             # Not even an error of ours may cost a thread, or the claim that it has in hand.
             log.exception("a run ended in a way that it should not")
-            run.outcome = Outcome("failed", run.uuid, f"internal error: {type(error).__name__}")
+            outcome = Outcome("failed", run.uuid, f"internal error: {type(error).__name__}")
+        if not run.abandoned:
+            run.outcome = outcome
 
     def _finished(self, run: Run) -> None:
         self.late += run.late

@@ -201,8 +201,24 @@ def test_a_server_that_holds_again_what_was_settled_is_not_believed(
 
     assert honest is None
     assert isinstance(trip.trouble, NotAMember)
-    assert str(trip.trouble) == "the server has gone back in time: it holds claims that were settled before"
+    assert str(trip.trouble) == "the server has gone back in time: it does not know what was claimed or settled before"
     assert trip.results == [None]
+
+
+def test_a_server_that_counts_from_an_earlier_number_after_a_cut_is_an_old_copy(redis: Redis, session: Session) -> None:
+    """Even if nothing was held: the next claims would have names that old runs may still settle."""
+    redis.rpush("in", A, B)
+    (first,) = claim(session)
+    session.trip([Settlement(first)], {})
+    redis.decr("conserver:{in}:seq")
+    redis.client_kill_filter(_type="normal", skipme=True)
+
+    cut = session.trip([], {"in": 1})
+    after = session.trip([], {"in": 1})
+
+    assert isinstance(cut.trouble, ServerError)
+    assert isinstance(after.trouble, NotAMember)
+    assert redis.lrange("in", 0, -1) == [B.encode()]
 
 
 def test_one_who_leaves_with_a_lost_claim_can_still_be_found(

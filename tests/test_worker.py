@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
+import conserver
 from conserver.board import Board
 from conserver.chain import Chain
 from conserver.errors import ServerError
@@ -155,6 +156,52 @@ def test_a_vcon_goes_on_when_its_storages_have_it_and_not_before(
 
     wait_until(lambda: redis.llen("out") == 1)
     assert before == 0
+
+
+def test_what_others_change_while_storages_save_is_saved_too(
+    redis: Redis, host: Host, start: Callable[..., Any]
+) -> None:
+    """The storages are given the newer version as well, and only then the vCon goes on, once."""
+    saved: list[str | None] = []
+
+    def save(uuid: str) -> None:
+        if not saved:
+            with host.store.edit(uuid) as vcon:
+                vcon.document["subject"] = "theirs"
+        saved.append(conserver.vcons.get(uuid).subject)
+
+    made = start(host.chain([link(goes_on)], [storage(save)], egress_lists=("out",)))
+    redis.rpush("in", A)
+    wait_until(lambda: redis.llen("out") == 1)
+    made.stop()
+
+    assert saved == [None, "theirs"]
+    assert redis.lrange("out", 0, -1) == [A.encode()]
+    assert made.worker.free == 1
+    assert sorted(made.worker.slots) == list(range(made.worker.board.slots))
+
+
+def test_a_chain_that_reads_its_vcons_gets_them_with_the_claim(
+    redis: Redis, host: Host, start: Callable[..., Any]
+) -> None:
+    """From the second run on; what somebody writes later is seen all the same."""
+    seen: list[Any] = []
+
+    def reads(uuid: str) -> str:
+        before = redis.info("commandstats").get("cmdstat_get", {"calls": 0})["calls"]
+        first = conserver.vcons.get(uuid).subject
+        seen.append((redis.info("commandstats")["cmdstat_get"]["calls"] - before, first))
+        with host.store.edit(uuid) as vcon:
+            vcon.document["subject"] = "later"
+        seen.append(conserver.vcons.get(uuid).subject)
+        return uuid
+
+    start(host.chain([link(reads)], egress_lists=("out",)))
+    for n, uuid in enumerate((A, B), 1):
+        redis.rpush("in", uuid)
+        wait_until(lambda n=n: redis.llen("out") == n)
+
+    assert seen == [(1, None), "later", (0, None), "later"]
 
 
 def test_what_still_runs_when_the_time_to_drain_is_over_is_given_back(
