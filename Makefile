@@ -3,12 +3,13 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 WORKERS ?= 2
+MINUTES ?= 30
 
 NO_PYTHON := Python 3.11 or later is needed, and none was found on PATH. \
 	Debian, Ubuntu: apt-get install python3 python3-venv; macOS: brew install python; or make PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-long check format lock clean
+.PHONY: help setup run test test-long faults soak mutants bench check format lock clean
 
 define set_up
 @python="$(PYTHON)"; test -n "$$python" || { echo "$(NO_PYTHON)" >&2; exit 1; }; "$$python" tools/setup.py $(1)
@@ -31,6 +32,22 @@ test: ## run the tests (WORKERS=2 processes)
 test-long: ## run the tests that take minutes, too
 	$(call set_up,test)
 	@$(BIN)/python -m pytest -n $(WORKERS) -m "long or not long"
+
+faults: ## kill, stop, cut off and starve everything, and prove that no vCon is lost
+	$(call set_up,test)
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "faults and not long"
+
+soak: ## mix faults at random for MINUTES=30 and prove the promises (SEED= repeats one)
+	$(call set_up,test)
+	@$(BIN)/python -m tests.faults.nemesis --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+mutants: ## take each safety out in turn, and see a test fail (NAME="claim-after settle-held" for some)
+	$(call set_up,test)
+	@$(BIN)/python -m tests.mutants $(NAME)
+
+bench: ## measure (FULL=1 for all of it, ONLY="latency noop" for some): a table, bench/results/*.json and SVG plots
+	$(call set_up)
+	@$(BIN)/python -m bench $(if $(FULL),--full) $(if $(ONLY),--only $(ONLY))
 
 check: ## format, lint, types, and config.yml: look, but change nothing
 	$(call set_up,test dev)

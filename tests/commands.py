@@ -10,6 +10,8 @@ import uuid as uuids
 from pathlib import Path
 from typing import Any
 
+from tests.host import Host
+
 ROOT = Path(__file__).resolve().parent.parent
 
 CONFIG = """\
@@ -75,3 +77,18 @@ class Folder:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document))
         return str(document["uuid"])
+
+
+def start_beside(host: Host, *args: object) -> subprocess.Popen[str]:
+    """Start a command in the folder and the environment of *host*."""
+    command = [sys.executable, "-m", "conserver", *map(str, args)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=host.folder, env=host.env, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+
+
+def run_beside(host: Host, *args: object) -> str:
+    """Run a command there to its end, which must be a good one, and return what it said."""
+    with start_beside(host, *args) as process:
+        said, _ = process.communicate(timeout=110)
+    assert process.returncode == 0, said
+    return said

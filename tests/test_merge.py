@@ -220,6 +220,17 @@ def test_entries_that_only_look_alike_are_two():
     assert [entry["dialog"] for entry in merged["analysis"]] == [1, 2]
 
 
+def test_recording_sets_that_only_look_alike_are_two():
+    """The same index of a dialog may mean two recordings: then each set keeps its own."""
+    base = vcon()
+    added = [[{"type": "recording", "body": body}, {"type": "recording-set", "recordings": [1]}] for body in "tm"]
+    theirs, mine = (changed(base, lambda d, new=new: d["dialog"].extend(new)) for new in added)
+
+    merged = merge(base, theirs, mine)
+
+    assert [entry.get("body", entry.get("recordings")) for entry in merged["dialog"][1:]] == ["t", [1], "m", [3]]
+
+
 def test_a_recording_set_that_was_saved_already_is_not_doubled():
     """Dialogs that point to each other are recognised as the same, too: a save whose answer was lost may come again."""
     base = vcon()

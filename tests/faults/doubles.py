@@ -1,11 +1,13 @@
-"""Links and a storage for faults, as sources: they write to the log of effects what `tests.faults.checker` needs."""
+"""A link and a storage for faults, as sources: they write to the log of effects what `tests.faults.checker` needs."""
 
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
+from typing import Any
 
 from tests.faults.checker import digest_of
-from tests.host import ACT, EFFECT
+from tests.host import EFFECT, Host
 
 #: Adds one analysis, named like the link, unless it is there. Before that it takes `sleep` seconds, or up to as much
 #: with `spread`; does what a poisonous subject says; and fails once in each folder with a vCon whose subject is
@@ -78,4 +80,17 @@ def get(vcon_uuid, opts):
 """
 )
 
-__all__ = ["ACT", "EDIT", "KEEP"]
+
+def editor(
+    folder: Path, url: str, *, sleep: float = 0.02, storages: dict[str, Any] | None = None, **env: object
+) -> Host:
+    """A host that takes from `in`, adds an analysis in *sleep* seconds, saves to *storages*, delivers to `out`."""
+    storages = storages or {}
+    config: dict[str, Any] = {
+        "links": {"edit": {"module": "links.edit", "options": {"sleep": sleep}}},
+        "storages": storages,
+        "chains": {
+            "main": {"links": ["edit"], "storages": [*storages], "ingress_lists": ["in"], "egress_lists": ["out"]}
+        },
+    }
+    return Host(folder, url, config, links={"edit": EDIT}, **env)

@@ -8,7 +8,6 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
@@ -36,15 +35,9 @@ def host(tmp_path: Path, server_url: str) -> Iterator[Host]:
     host.close()
 
 
-def get(host: Host, path: str) -> httpx.Response:
-    """Ask the host's own port."""
-    port = wait_until(lambda: host.status().get("metrics_port"), 10)
-    return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=10)
-
-
 def numbers(host: Host) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     """All samples of /metrics."""
-    families = text_string_to_metric_families(get(host, "/metrics").text)
+    families = text_string_to_metric_families(host.get("/metrics").text)
     return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
 
 
@@ -77,18 +70,13 @@ def test_readyz_follows_the_server(tmp_path: Path):
     url = server.start()
     host = Host(tmp_path / "host", url, CONFIG).start()
     try:
-        port = wait_until(lambda: host.status().get("metrics_port"), 10)
-
-        def ready() -> httpx.Response:
-            return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=15)
-
-        wait_until(lambda: ready().status_code == 200, 10)
+        wait_until(lambda: host.get("/readyz").status_code == 200, 10)
         os.kill(server.pid or 0, signal.SIGKILL)
-        wait_until(lambda: ready().status_code == 503, 10)
-        problems = ready().json()["problems"]
-        alive = httpx.get(f"http://127.0.0.1:{port}/livez", timeout=15).status_code
+        wait_until(lambda: host.get("/readyz").status_code == 503, 10)
+        problems = host.get("/readyz").json()["problems"]
+        alive = host.get("/livez").status_code
         server.restart_if_dead()
-        wait_until(lambda: ready().status_code == 200, 20)
+        wait_until(lambda: host.get("/readyz").status_code == 200, 20)
 
         assert len(problems) == 1
         assert alive == 200

@@ -99,7 +99,7 @@ def test_weights_show_in_the_claims(tmp_path: Path, redis: Redis, server_url: st
     host = Host(tmp_path / "host", server_url, config, CONSERVER_WORKERS=1).start()
     try:
         wait_until(lambda: host.effects().total() >= 1100, 60)
-        order = [line.split()[1] for line in host.effects_file.read_text().splitlines()[:1000]]
+        order = [uuid for _, uuid in host.began()[:1000]]
         heavy = set(uuids[:1200])
 
         assert 760 <= sum(uuid in heavy for uuid in order) <= 840

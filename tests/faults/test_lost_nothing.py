@@ -6,6 +6,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,19 @@ def host(tmp_path: Path, server_url: str) -> Iterator[Host]:
     host = Host(tmp_path / "host", server_url, SLEEPER)
     yield host
     host.close()
+
+
+@contextmanager
+def apart(folder: Path) -> Iterator[tuple[EmbeddedServer, Redis, Host]]:
+    """A server that may be killed, and the same conserver on it."""
+    server = EmbeddedServer(folder / "data")
+    url = server.start()
+    host = Host(folder / "host", url, SLEEPER)
+    try:
+        yield server, host.redis, host
+    finally:
+        host.close()
+        server.stop()
 
 
 def assert_each_delivered_once(redis: Redis, uuids: list[str]) -> None:
@@ -70,11 +84,7 @@ def test_a_killed_supervisor_loses_nothing(host: Host, redis: Redis, n: int):
 @pytest.mark.parametrize("n", [pytest.param(800, id="short"), pytest.param(5000, id="full", marks=pytest.mark.long)])
 def test_everything_killed_and_the_server_with_it_loses_nothing(tmp_path: Path, n: int):
     """kill -9 of supervisor, workers and server at once, and another start of both."""
-    server = EmbeddedServer(tmp_path / "data")
-    url = server.start()
-    redis = Redis.from_url(url)
-    host = Host(tmp_path / "host", url, SLEEPER)
-    try:
+    with apart(tmp_path) as (server, redis, host):
         uuids = store(redis, [vcon() for _ in range(n)])
         host.start()
         redis.rpush("in", *uuids)
@@ -85,20 +95,13 @@ def test_everything_killed_and_the_server_with_it_loses_nothing(tmp_path: Path, 
         host.start()
 
         assert_each_delivered_once(redis, uuids)
-    finally:
-        host.close()
-        server.stop()
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("n", [pytest.param(800, id="short"), pytest.param(5000, id="full", marks=pytest.mark.long)])
 def test_a_server_restart_loses_nothing(tmp_path: Path, n: int, how: int):
     """The server ends in the middle and comes back a second later; the daemon stays up."""
-    server = EmbeddedServer(tmp_path / "data")
-    url = server.start()
-    redis = Redis.from_url(url)
-    host = Host(tmp_path / "host", url, SLEEPER)
-    try:
+    with apart(tmp_path) as (server, redis, host):
         uuids = store(redis, [vcon() for _ in range(n)])
         host.start()
         redis.rpush("in", *uuids)
@@ -111,9 +114,6 @@ def test_a_server_restart_loses_nothing(tmp_path: Path, n: int, how: int):
         assert_each_delivered_once(redis, uuids)
         assert host.process is not None
         assert host.process.poll() is None
-    finally:
-        host.close()
-        server.stop()
 
 
 @pytest.mark.parametrize("n", [pytest.param(800, id="short"), pytest.param(5000, id="full", marks=pytest.mark.long)])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,7 +18,7 @@ from conserver.server import serving
 from conserver.settings import Settings
 from tests.commands import Folder
 from tests.host import Host, accounted, entries, store, vcon
-from tests.servers import Authority, RealServer, SentinelSet, find_tls_server, running
+from tests.servers import Authority, RealServer, SentinelSet, running
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
@@ -61,12 +62,10 @@ def deliver(host: Host, redis: Redis, n: int) -> list[str]:
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[RealServer]:
     """A server that lets only the user `worker` in."""
-    server = RealServer(tmp_path / "guarded")
-    with running(server):
-        server.start()
-        with server.client() as client:
-            client.execute_command("ACL", "SETUSER", "worker", "on", f">{PASSWORD}", "allkeys", "allchannels", "+@all")
-            client.execute_command("ACL", "SETUSER", "default", "off")
+    with running(RealServer(tmp_path / "guarded")) as server:
+        acl = ("ACL", "SETUSER")
+        server.client.execute_command(*acl, "worker", "on", f">{PASSWORD}", "allkeys", "allchannels", "+@all")
+        server.client.execute_command(*acl, "default", "off")
         yield server
 
 
@@ -77,7 +76,7 @@ def test_a_user_with_a_password_works_and_neither_is_told(tmp_path: Path, guarde
     url = f"redis://worker:{secret}@127.0.0.1:{guarded.port}/1"
     host = Host(tmp_path / "host", url, CONFIG, CONSERVER_WORKERS=1)
     try:
-        with guarded.client(username="worker", password=PASSWORD, db=1) as redis:
+        with guarded.connect(username="worker", password=PASSWORD, db=1) as redis:
             uuids = deliver(host, redis, 50)
             status = Folder(tmp_path).run("status", REDIS_URL=url)
             assert host.stop() == 0
@@ -108,16 +107,14 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture
 def by_tls(tmp_path: Path, authority: Authority) -> Iterator[Callable[..., RealServer]]:
     """Start servers that speak TLS alone."""
-    started: list[RealServer] = []
+    folders = (tmp_path / f"tls-{n}" for n in count())
+    with ExitStack() as stack:
 
-    def start(certificate: Path, **options: str) -> RealServer:
-        folder = tmp_path / f"tls-{len(started)}"
-        started.append(RealServer(folder, authority.options(certificate, **options), find_tls_server(), tls=True))
-        return started[-1].start()
+        def start(certificate: Path, *, clients: str = "no") -> RealServer:
+            options = authority.options(certificate, clients=clients)
+            return stack.enter_context(running(RealServer(next(folders), login=authority.login, **options)))
 
-    yield start
-    for server in started:
-        server.kill()
+        yield start
 
 
 @pytest.mark.thorough
@@ -143,7 +140,7 @@ def test_what_is_wrong_with_tls_is_told(tmp_path: Path, authority: Authority, by
     """An authority that is not known, a certificate for another host, one that is missing, no TLS at all."""
     stranger = Authority(tmp_path / "stranger")
     good, elsewhere = by_tls(authority.server), by_tls(authority.elsewhere)
-    strict, plain = by_tls(authority.server, clients="yes"), RealServer(tmp_path / "plain")
+    strict = by_tls(authority.server, clients="yes")
     ca = f"ssl_ca_certs={authority.ca}"
 
     def url(server: RealServer, options: str = "", scheme: str = "rediss") -> str:
@@ -152,7 +149,7 @@ def test_what_is_wrong_with_tls_is_told(tmp_path: Path, authority: Authority, by
     def said(*args: object, **kwargs: str) -> str:
         return refused(url(*args, **kwargs))
 
-    with running(plain.start()):
+    with running(RealServer(tmp_path / "plain")) as plain:
         assert "self-signed certificate in certificate chain" in (unknown := said(good))
         assert refused_run(tmp_path, url(good)) == unknown
         assert f"rediss://127.0.0.1:{good.port}/0 cannot be used" in unknown
@@ -171,21 +168,19 @@ def test_what_is_wrong_with_tls_is_told(tmp_path: Path, authority: Authority, by
 @pytest.fixture
 def sentinels(tmp_path: Path) -> Iterator[SentinelSet]:
     """A primary, a replica and three sentinels."""
-    servers = SentinelSet(tmp_path)
-    with running(*servers.servers):
-        yield servers.start()
+    with running(SentinelSet(tmp_path)) as servers:
+        yield servers
 
 
 def test_a_failover_loses_nothing_that_the_replica_had(tmp_path: Path, sentinels: SentinelSet):
     """kill -9 of the primary and of a sentinel: the host goes on with the replica, and each vCon is delivered once."""
-    replica = sentinels.replica.client(password=sentinels.PASSWORD)
+    primary, replica = sentinels.primary.client, sentinels.replica.client
     url = f"redis://:{sentinels.PASSWORD}@127.0.0.1:{sentinels.replica.port}"
     host = Host(tmp_path / "host", url, CONFIG, REDIS_URL=sentinels.url)
     try:
-        with sentinels.primary.client(password=sentinels.PASSWORD) as primary:
-            uuids = store(primary, [vcon() for _ in range(800)])
-            primary.rpush("in", *uuids)
-            assert primary.wait(1, 10_000) == 1
+        uuids = store(primary, [vcon() for _ in range(800)])
+        primary.rpush("in", *uuids)
+        assert primary.wait(1, 10_000) == 1
         host.start(wait=False)
         wait_until(lambda: replica.llen("out") > 100, 90, "the host is at work")
         sentinels.primary.kill()
@@ -203,7 +198,6 @@ def test_a_failover_loses_nothing_that_the_replica_had(tmp_path: Path, sentinels
             assert secret not in host.said() + done.stdout + done.stderr
     finally:
         host.close()
-        replica.close()
 
 
 @pytest.mark.thorough
@@ -212,10 +206,9 @@ def test_sentinels_and_their_server_may_both_speak_tls(
 ):
     """The options of the URL count for both, and a sentinel that is not trusted is said to be so."""
     server = by_tls(authority.server)
-    options = authority.options(authority.server) | {"tls-replication": "yes"}
-    sentinel = RealServer(tmp_path / "sentinel", options, find_tls_server(), tls=True)
-    sentinel.conf = f"sentinel monitor mymaster 127.0.0.1 {server.port} 1\n"
-    with running(sentinel.start()):
+    options = authority.options(authority.server) | {"tls_replication": "yes"}
+    conf = f"sentinel monitor mymaster 127.0.0.1 {server.port} 1\n"
+    with running(RealServer(tmp_path / "sentinel", conf=conf, login=authority.login, **options)) as sentinel:
         url = f"rediss+sentinel://127.0.0.1:{sentinel.port}/mymaster/0"
         with serving(Settings(redis_url=f"{url}?ssl_ca_certs={authority.ca}")) as found:
             wire = connection.Wire(found.url, "test")
@@ -236,7 +229,7 @@ def test_what_is_wrong_with_sentinels_is_told(tmp_path: Path, sentinels: Sentine
     server = refused(sentinels.url.replace(":geheim@", ":falsch@"))
     none = refused(sentinels.url.replace(":geheim@", ""))
     for sentinel in sentinels.sentinels:
-        sentinel.process.send_signal(signal.SIGSTOP)
+        sentinel.freeze()
     silent = refused(sentinels.url)
 
     assert "server at redis+sentinel://127.0.0.1:1,127.0.0.1:2/mymaster cannot be used" in nobody
