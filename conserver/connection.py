@@ -257,9 +257,9 @@ class Wire:
         """
         connection = self._connection
         # What cannot be packed is the caller's mistake, not the server's trouble.
-        packed = b"".join([hiredis.pack_command(tuple(command)) for command in commands])
+        packed = [hiredis.pack_command(tuple(command)) for command in commands]
         try:
-            connection.send_packed_command([packed], check_health=False)
+            connection.send_packed_command(packed if len(packed) == 1 else [b"".join(packed)], check_health=False)
             if crashpoints.ARMED:
                 crashpoints.reach_each(commands, "sent")
             if meanwhile is not None:

@@ -67,12 +67,11 @@ class Lease:
         """Renew once; a gap, whatever its cause, begins the time of steadiness anew."""
         asked = self._clock()
         try:
-            stood = bool(self._client.pexpire(host_key(self.host), self._ms))
-            if not stood:
-                # Gone after a pause of the server or of this process. Nobody has to be told: whoever recovered
-                # our workers took them out of their lists, and they find out at their next claim.
-                self._client.set(host_key(self.host), b"{}", px=self._ms)
-                self._client.sadd(HOSTS, self.host)
+            try:
+                stood = self._prolong()
+            except ServerError:
+                # A connection that was cut says nothing of the server: a new one does.
+                stood = self._prolong()
         except ServerError as error:
             log.debug("lease not renewed: %s", error)
             self._steady_since = None
@@ -83,6 +82,15 @@ class Lease:
                 log.warning("this host gave no sign of life for %.1f s", now - self._renewed)
             self._steady_since = asked
         self._renewed = now
+
+    def _prolong(self) -> bool:
+        stood = bool(self._client.pexpire(host_key(self.host), self._ms))
+        if not stood:
+            # Gone after a pause of the server or of this process. Nobody has to be told: whoever recovered
+            # our workers took them out of their lists, and they find out at their next claim.
+            self._client.set(host_key(self.host), b"{}", px=self._ms)
+            self._client.sadd(HOSTS, self.host)
+        return stood
 
     @property
     def may_judge(self) -> bool:

@@ -104,7 +104,8 @@ class Reporter:
         observations: list[tuple[telemetry.Key, float]] = []
         ended = time.monotonic()
         for run in runs:
-            secs = ended - run.began
+            # A run that has ended may have been given time back since.
+            secs = max(0.0, ended - run.began)
             counts += run.counts
             observations += run.timings
             if run.settled:

@@ -370,9 +370,9 @@ class Writer:
         vcon = self.get(uuid)
         if vcon.sealed:
             raise VconSealed(f"vCon {uuid} is {vcon.form}: it cannot be changed without breaking it")
-        before = canonical(vcon.document)
+        before = digest(canonical(vcon.document))
         yield vcon
-        if canonical(vcon.document) != before:
+        if digest(canonical(vcon.document)) != before:
             self._save(vcon, changed=True)
 
     def save(self, vcon: Vcon) -> None:
@@ -400,6 +400,7 @@ class Writer:
         base_document = None
         document = vcon.document
         indexed = self._indexed(uuid, base)
+        self._keys.pop(uuid, None)
         give_up = time.monotonic() + LOCK_SECS + 5
         while True:
             keys = party_keys(document)
@@ -423,7 +424,7 @@ class Writer:
                 expected = ""
                 continue
             base_document = base_document or Vcon.parse(base).document
-            document = merge(base_document, Vcon.parse(theirs).document, vcon.document)
+            document = merge(base_document, Vcon.parse(theirs).document, Vcon.parse(mine).document)
             text, expected = Vcon(document).to_bytes(), digest(theirs)
         if keys != indexed:
             self._store._index(uuid, document, indexed)

@@ -25,6 +25,7 @@ MAX_BYTES = 64 * 1024 * 1024
 MAX_DIGITS = 4300
 """Digits of an integer. Python refuses longer ones, since converting them takes quadratic time."""
 
+_LARGE_BYTES = 1_000_000
 _BOM = b"\xef\xbb\xbf"
 # The closing quote is optional, so that text full of unclosed strings is still scanned in one pass.
 _STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"?'
@@ -67,27 +68,38 @@ def dump(value: Any) -> bytes:
 
 
 def _dump_fast(value: Any) -> bytes | None:
-    data, again = _through(value)
+    data = _encoded(value)
+    if len(data) > _LARGE_BYTES:
+        # A second copy of all its values would take several times its size.
+        return data if next(_problems(value, "", 0), None) is None else None
+    again = _read_back(value, data)
     return data if again is not _UNLIKE and not (_may_be_deep(data) and _is_deeper(value, MAX_DEPTH)) else None
 
 
-def _through(value: Any) -> tuple[bytes, Any]:
-    """Return the value as bytes, and as it is read back from them; _UNLIKE if that is another one.
+def _encoded(value: Any) -> bytes:
+    """Return the value as bytes, or b"" for what the encoder refuses."""
+    try:
+        return _encoder.encode(value)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError, ValueError):
+        return b""
+
+
+def _read_back(value: Any, data: bytes) -> Any:
+    """Return the value as it is read back from its bytes; _UNLIKE if that is another one.
 
     The encoder writes NaN as null and a set, a date, a number as key in some way of its own. Comparing with what will
     be read costs less than looking at every value, and holds for whatever else it may convert.
     """
     try:
-        data = _encoder.encode(value)
         again = _decoder.decode(data)
-        return data, again if again == value else _UNLIKE
+        return again if again == value else _UNLIKE
     except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError, ValueError):
-        return b"", _UNLIKE
+        return _UNLIKE
 
 
 def copied(value: Any) -> Any:
     """Return a deep copy of a JSON value, several times faster than copy.deepcopy."""
-    again = _through(value)[1]
+    again = _read_back(value, _encoded(value))
     return copy.deepcopy(value) if again is _UNLIKE else again
 
 

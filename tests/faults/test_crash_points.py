@@ -235,7 +235,7 @@ def test_a_torn_end_of_the_append_only_file_costs_repetition_at_most(tmp_path: P
         house.host.start(wait=False)
         try:
             wait_until(lambda: house.redis.llen("out") > 20, PATIENT_SECS)
-            os.kill(server.pid or 0, signal.SIGKILL)
+            os.kill(wait_until(lambda: server.pid), signal.SIGKILL)
             house.host.kill_everything()
             tear(server, tmp_path, size)
             house.restart()
@@ -255,7 +255,7 @@ def test_a_host_goes_on_with_a_server_that_has_lost_its_last_bytes(tmp_path: Pat
         house.host.start(wait=False)
         try:
             wait_until(lambda: house.redis.llen("out") > 20, PATIENT_SECS)
-            os.kill(server.pid or 0, signal.SIGKILL)
+            os.kill(wait_until(lambda: server.pid), signal.SIGKILL)
             tear(server, tmp_path, size)
             wait_until(lambda: accounted(house.redis, ["in"]), PATIENT_SECS, "everything settled")
             assert house.host.stop() == 0

@@ -71,7 +71,7 @@ def test_readyz_follows_the_server(tmp_path: Path):
     host = Host(tmp_path / "host", url, CONFIG).start()
     try:
         wait_until(lambda: host.get("/readyz").status_code == 200, 10)
-        os.kill(server.pid or 0, signal.SIGKILL)
+        os.kill(wait_until(lambda: server.pid), signal.SIGKILL)
         wait_until(lambda: host.get("/readyz").status_code == 503, 10)
         problems = host.get("/readyz").json()["problems"]
         alive = host.get("/livez").status_code
