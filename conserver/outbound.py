@@ -229,7 +229,7 @@ def retrying(target: str, attempt: Callable[[], T], backoff: Backoff) -> T:
 def http_client(limits: Limits = _DEFAULT_LIMITS) -> httpx.Client:
     """Return an httpx client for an SDK whose URL is trusted; it follows no redirects and repeats nothing.
 
-    Connections are shared with everybody else, so it costs little and needs no closing.
+    Its connections are those of the thread that uses it, so it costs little and needs no closing.
     """
     return httpx.Client(transport=_Transport(limits), timeout=limits.read_secs, trust_env=False)
 

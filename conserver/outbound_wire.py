@@ -12,6 +12,7 @@ import ssl
 import threading
 import time
 import urllib.request
+import weakref
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -114,23 +115,48 @@ def origin(url: httpx.URL) -> str:
     return f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}"
 
 
-_pools: dict[tuple[OutboundPolicy | None, str | None], httpcore.ConnectionPool] = {}
-_pools_lock = threading.Lock()
+class _Pools:
+    """The connections of one thread; they end with it.
+
+    Threads that share a pool of httpcore close each other's connections: one that has just been given to a request
+    still counts as idle, and whoever tidies up at that moment closes it under that request's hands.
+    """
+
+    def __init__(self) -> None:
+        self._pools: dict[tuple[OutboundPolicy | None, str | None], httpcore.ConnectionPool] = {}
+
+    def get(self, policy: OutboundPolicy | None, proxy: str | None) -> httpcore.ConnectionPool:
+        # One pool a policy: a connection that a laxer one opened must not serve a stricter one.
+        if (policy, proxy) not in self._pools:
+            self._pools[policy, proxy] = _new_pool(policy, proxy)
+        return self._pools[policy, proxy]
+
+    def close(self) -> None:
+        while self._pools:
+            self._pools.popitem()[1].close()
+
+    __del__ = close
+
+
+_mine = threading.local()
+_everybodys: weakref.WeakSet[_Pools] = weakref.WeakSet()
+_everybodys_lock = threading.Lock()
 
 
 def _pool(policy: OutboundPolicy | None, proxy: str | None) -> httpcore.ConnectionPool:
-    # One pool a policy: a connection that a laxer one opened must not serve a stricter one.
-    with _pools_lock:
-        if (policy, proxy) not in _pools:
-            _pools[policy, proxy] = _new_pool(policy, proxy)
-        return _pools[policy, proxy]
+    if not hasattr(_mine, "pools"):
+        _mine.pools = _Pools()
+        with _everybodys_lock:
+            _everybodys.add(_mine.pools)
+    pool: httpcore.ConnectionPool = _mine.pools.get(policy, proxy)
+    return pool
 
 
 def _new_pool(policy: OutboundPolicy | None, proxy: str | None) -> httpcore.ConnectionPool:
     shared: dict[str, Any] = {
         "ssl_context": _tls(),
-        "max_connections": None,  # the threads that wait are the bound
-        "max_keepalive_connections": 64,
+        "max_connections": None,
+        "max_keepalive_connections": 8,
         "keepalive_expiry": 30.0,
         "network_backend": _Backend(policy),
     }
@@ -147,10 +173,10 @@ def _new_pool(policy: OutboundPolicy | None, proxy: str | None) -> httpcore.Conn
 @atexit.register
 def close_connections() -> None:
     """Close the connections that are kept for further requests."""
-    with _pools_lock:
-        for pool in _pools.values():
-            pool.close()
-        _pools.clear()
+    with _everybodys_lock:
+        everybodys = list(_everybodys)
+    for pools in everybodys:
+        pools.close()
 
 
 @functools.lru_cache(maxsize=1)

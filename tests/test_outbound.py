@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from shutil import which
 
+import httpcore
 import httpx
 import pytest
 from pydantic import ValidationError
@@ -23,6 +24,7 @@ from conserver import outbound, outbound_wire
 from conserver.errors import OutboundError, OutboundRefused, OutboundStatus
 from conserver.outbound import Backoff, Limits, OutboundPolicy
 from tests.fakes.http_server import Exchange, HttpServer
+from tests.waiting import wait_until
 
 SECRET = "s3cr3t-value"
 
@@ -769,7 +771,46 @@ def test_a_proxy_of_the_environment_is_for_trusted_urls_alone(monkeypatch: pytes
     assert proxy.requests[0].headers["proxy-authorization"].startswith("Basic ")
 
 
-def test_many_threads_share_the_connections() -> None:
+def test_a_connection_belongs_to_one_thread() -> None:
+    """It is used again there, and by nobody else, who might close it in the middle of a request."""
+    ports: list[int] = []
+
+    def respond(exchange: Exchange) -> None:
+        ports.append(exchange._handler.client_address[1])
+        exchange.answer(200)
+
+    with HttpServer(respond) as server:
+        outbound.request("GET", server.url, trusted=True)
+        outbound.request("GET", server.url, trusted=True)
+        other = threading.Thread(target=lambda: outbound.request("GET", server.url, trusted=True))
+        other.start()
+        other.join(20)
+        outbound.request("GET", server.url, trusted=True)
+
+    assert ports[0] == ports[1] == ports[3]
+    assert ports[2] != ports[0]
+
+
+def test_the_connections_of_a_thread_end_with_it() -> None:
+    """Threads come and go; what they leave open would add up."""
+    closed: list[httpcore.NetworkStream] = []
+
+    class Seen(outbound_wire._Stream):
+        def close(self) -> None:
+            closed.append(self)
+            super().close()
+
+    with pytest.MonkeyPatch.context() as patch, HttpServer(hello) as server:
+        patch.setattr(outbound_wire, "_Stream", Seen)
+        thread = threading.Thread(target=lambda: outbound.request("GET", server.url, trusted=True))
+        thread.start()
+        thread.join(20)
+        wait_until(lambda: closed, message="a connection that is closed")
+
+    assert len(closed) == 1
+
+
+def test_many_threads_ask_at_once() -> None:
     """The client is safe to use from all threads of a worker at once."""
     seen: list[bytes] = []
     with HttpServer(hello) as server:
