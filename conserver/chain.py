@@ -21,7 +21,16 @@ from conserver import ambient, crashpoints, telemetry
 from conserver.claims import dead_list, is_uuid
 from conserver.components import Link, Storage
 from conserver.config import ChainConfig
-from conserver.errors import ClaimLost, ConserverError, LinkError, ServerError, StorageError, VconConflict, VconNotFound
+from conserver.errors import (
+    ClaimLost,
+    ConserverError,
+    LinkError,
+    OutboundError,
+    ServerError,
+    StorageError,
+    VconConflict,
+    VconNotFound,
+)
 from conserver.findings import without
 from conserver.run import Outcome, Run, note_clock
 from conserver.settings import Settings
@@ -32,6 +41,8 @@ _FOLDER = os.getcwd()
 _OURS = os.path.dirname(__file__) + os.sep
 #: What is kept of an error's message.
 MOST_CHARACTERS = 8000
+#: A service that asks to be left alone for longer is asked again all the same.
+LONGEST_WAIT_SECS = 3600.0
 
 
 class Chain:
@@ -283,6 +294,7 @@ class Chain:
             # Our own errors say all there is to say; anything else is worth its traceback.
             traceback="" if isinstance(error, ConserverError) else _traceback(error, secrets),
             retry=retry,
+            wait_secs=_asked_to_wait(error),
             note=run.note(),
         )
 
@@ -311,13 +323,23 @@ def _traceback(error: BaseException, secrets: Collection[str]) -> str:
     return without(secrets, text[-4 * MOST_CHARACTERS :])
 
 
-def _caused_by(error: BaseException, *kinds: type[BaseException]) -> bool:
+def _cause(error: BaseException, *kinds: type[BaseException]) -> BaseException | None:
     seen: BaseException | None = error
     for _ in range(10):
         if seen is None or isinstance(seen, kinds):
             break
         seen = seen.__cause__ or seen.__context__
-    return isinstance(seen, kinds)
+    return seen if isinstance(seen, kinds) else None
+
+
+def _caused_by(error: BaseException, *kinds: type[BaseException]) -> bool:
+    return _cause(error, *kinds) is not None
+
+
+def _asked_to_wait(error: BaseException) -> float:
+    cause = _cause(error, OutboundError)
+    asked = cause.retry_after_secs if isinstance(cause, OutboundError) else None
+    return min(asked or 0.0, LONGEST_WAIT_SECS)
 
 
 def _checked(link: Link, result: Any) -> str | None:

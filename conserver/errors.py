@@ -69,7 +69,9 @@ class StorageError(ConserverError):
 
 
 class OutboundError(ConserverError):
-    """A request to the outside failed."""
+    """A request to the outside failed; `retry_after_secs` is how long the other side asks to be left alone."""
+
+    retry_after_secs: float | None = None
 
 
 class OutboundRefused(OutboundError):

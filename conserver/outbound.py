@@ -216,9 +216,9 @@ def retrying(target: str, attempt: Callable[[], T], backoff: Backoff) -> T:
         message = failure.message + (f" ({attempts} attempts)" if attempts > 1 else "")
         if failure.retry_after_secs is not None and failure.retry_after_secs > backoff.max_wait_secs:
             message += f"; it asks to wait {failure.retry_after_secs:.0f} s"
-        if failure.status is not None:
-            raise OutboundStatus(message, failure.status) from failure.__cause__
-        raise OutboundError(message) from failure.__cause__
+        error = OutboundError(message) if failure.status is None else OutboundStatus(message, failure.status)
+        error.retry_after_secs = failure.retry_after_secs
+        raise error from failure.__cause__
     except OutboundStatus:
         _breakers.answered(target)
         raise

@@ -58,7 +58,7 @@ def settlement(run: Run, outcome: Outcome, worker: str) -> Settlement:
             claim.attempts += 1
             claim.note = outcome.note
             run.ending = "delayed"
-            end.delay(backoff_secs(retry, claim.attempts))
+            end.delay(max(backoff_secs(retry, claim.attempts), outcome.wait_secs))
         else:
             run.ending = "dead"
             end.die(why(outcome.error))

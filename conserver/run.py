@@ -50,6 +50,8 @@ class Outcome:
     traceback: str = ""
     """Where an error that the link did not mean to raise came from, without the secrets of its options."""
     retry: Retry | None = None
+    wait_secs: float = 0.0
+    """How long a service asks to be left alone, before it is tried again."""
     note: Note | None = None
     storage_errors: dict[str, str] = field(default_factory=dict)
     server_failed: bool = False

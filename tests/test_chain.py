@@ -14,7 +14,7 @@ from redis import Redis
 from conserver import LinkError, Vcon, chain, push, vcons
 from conserver.claims import Found
 from conserver.config import Retry
-from conserver.errors import ClaimLost, ServerError, VconConflict
+from conserver.errors import ClaimLost, OutboundStatus, ServerError, VconConflict
 from conserver.filters import When
 from conserver.run import Run
 from conserver.store import VconStore
@@ -215,6 +215,24 @@ def test_a_worker_that_was_recovered_saves_nothing(host: Host) -> None:
 
     assert outcome.kind == "lost"
     assert host.store.get(A).tags == []
+
+
+@pytest.mark.parametrize(("asked", "waits"), [(30.0, 30.0), (None, 0.0), (1e9, 3600.0)])
+def test_what_a_service_asks_for_is_handed_on(host: Host, asked: float | None, waits: float) -> None:
+    """Also if the link says it in its own words; but no service may ask for ever."""
+
+    def busy(uuid: str) -> str:
+        error = OutboundStatus("answered 429", 429)
+        error.retry_after_secs = asked
+        try:
+            raise error
+        except OutboundStatus as status:
+            raise LinkError("the model is busy") from status
+
+    outcome = host.run(host.chain([link(busy)], retry=Retry(attempts=2)))
+
+    assert (outcome.kind, outcome.wait_secs) == ("failed", waits)
+    assert outcome.error.endswith("the model is busy")
 
 
 def test_a_run_that_was_abandoned_goes_no_further(host: Host) -> None:

@@ -541,10 +541,11 @@ def test_retry_after_may_be_a_date() -> None:
 def test_a_long_retry_after_ends_the_attempts(waits: list[float]) -> None:
     """No thread waits an hour; the message says what was asked for."""
     _, server = answers(*[429] * 5, retry_after="3600")
-    with server, pytest.raises(OutboundStatus, match="answered 429; it asks to wait 3600 s"):
+    with server, pytest.raises(OutboundStatus, match="answered 429; it asks to wait 3600 s") as raised:
         outbound.request("GET", server.url, trusted=True)
 
     assert (waits, len(server.requests)) == ([], 1)
+    assert raised.value.retry_after_secs == 3600
 
 
 def test_the_time_of_all_attempts_is_bounded(waits: list[float]) -> None:

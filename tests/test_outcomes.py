@@ -125,6 +125,14 @@ def test_a_failure_is_tried_again_as_often_as_configured(redis: Redis, settle: C
     assert lists(redis) == {"DLQ:in": [A.encode()]}
 
 
+def test_a_service_that_asks_to_be_left_alone_is(redis: Redis, settle: Callable[..., Run]) -> None:
+    """The vCon waits in Redis for as long as the service asks, if that is longer than the back-off."""
+    settle(Outcome("failed", A, "busy", retry=Retry(attempts=3, backoff_secs=1), wait_secs=50))
+
+    ((_, due),) = redis.zrange("conserver:{in}:delayed", 0, -1, withscores=True)
+    assert 45_000 < due - redis.time()[0] * 1000 < 52_000
+
+
 def test_a_vcon_that_the_server_fails_while_it_works_for_others_is_put_aside(
     redis: Redis, settle: Callable[..., Run]
 ) -> None:
