@@ -31,7 +31,7 @@ import httpx
 import tenacity
 
 from conserver.errors import OutboundError, OutboundRefused, OutboundStatus
-from conserver.outbound_policy import OutboundPolicy
+from conserver.outbound_policy import OutboundPolicy, configure, in_force
 from conserver.outbound_wire import Limits, close_connections, origin, send
 
 __all__ = [
@@ -131,15 +131,6 @@ class Retryable(Exception):
         self.message = message
         self.status = status
         self.retry_after_secs = retry_after_secs
-
-
-_policy = OutboundPolicy()
-
-
-def configure(policy: OutboundPolicy) -> None:
-    """Make this the policy of the process for untrusted URLs."""
-    global _policy
-    _policy = policy
 
 
 def request(
@@ -303,7 +294,7 @@ def _exchange(
     first_host = url.host
     for _ in range(limits.max_redirects + 1):
         # Trust covers the host that the operator wrote, not where that host sends us.
-        policy = None if trusted and url.host == first_host else _policy
+        policy = None if trusted and url.host == first_host else in_force()
         response = send(httpx.Request(method, url, headers=headers, content=body), policy, limits, deadline, where)
         location = response.headers.get("location")
         if location is None or response.status_code not in _REDIRECTS:
@@ -334,7 +325,7 @@ class _Transport(httpx.BaseTransport):
 
 
 def _read_file(method: str, url: httpx.URL, where: str, *, trusted: bool, limits: Limits) -> Answer:
-    if not trusted and not _policy.allow_file:
+    if not trusted and not in_force().allow_file:
         raise OutboundRefused(f"{where}: file URLs are not allowed (outbound.allow_file)")
     if method != "GET" or url.host not in ("", "localhost"):
         raise OutboundRefused(f"{where}: a file URL can only be read, and names no host: file:///folder/name")

@@ -46,6 +46,20 @@ _SPECIAL = tuple(
 )
 
 
+_policy = OutboundPolicy()
+
+
+def configure(policy: OutboundPolicy) -> None:
+    """Make this the policy of the process for untrusted URLs."""
+    global _policy
+    _policy = policy
+
+
+def in_force() -> OutboundPolicy:
+    """Return the policy of the process."""
+    return _policy
+
+
 def _address(text: str) -> _Address:
     """Read an address; one that only wraps an IPv4 address is that IPv4 address."""
     ip = ipaddress.ip_address(text.partition("%")[0])
