@@ -20,6 +20,8 @@ from typing import Any
 import httpx
 import yaml
 from redis import Redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from tests.waiting import wait_until
 
@@ -95,7 +97,8 @@ class Host:
             self.configure(config)
         self.log = folder / "host.log"
         self.effects_file = folder / "effects.log"
-        self.redis = Redis.from_url(url)
+        # It looks again after a server was killed under it.
+        self.redis = Redis.from_url(url, retry=Retry(ConstantBackoff(0.1), 5))
         settings = {
             "REDIS_URL": url,
             "EFFECTS": self.effects_file,

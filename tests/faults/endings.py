@@ -27,5 +27,5 @@ def settled(redis: Redis, *hosts: Host) -> list[list[int]]:
 def end_well(redis: Redis, uuids: list[str], *hosts: Host, **allowed: Any) -> None:
     """End the hosts, which leave nothing behind, and check that each of *uuids* was delivered once."""
     for host in hosts:
-        assert host.stop() == 0
+        assert host.stop() == 0, host.said()[-3000:]
     History(*(host.effects_file for host in hosts)).check(redis, uuids, gone=True, **allowed)

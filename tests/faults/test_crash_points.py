@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from conserver.crashpoints import POINTS
 from conserver.embedded import EmbeddedServer
@@ -230,7 +232,7 @@ def test_an_end_in_the_middle_of_recovery_loses_nothing(build: Callable[..., Hou
 def test_a_torn_end_of_the_append_only_file_costs_repetition_at_most(tmp_path: Path, size: int):
     """F9: all is killed, and the last bytes never reached the disk: the server starts, what they said happens again."""
     with a_server(tmp_path) as server:
-        house = House(tmp_path, Redis.from_url(server.url), server.url)
+        house = House(tmp_path, Redis.from_url(server.url, retry=Retry(ConstantBackoff(0.1), 5)), server.url)
         house.push(*[""] * 60)
         house.host.start(wait=False)
         try:
@@ -250,7 +252,7 @@ def test_a_torn_end_of_the_append_only_file_costs_repetition_at_most(tmp_path: P
 def test_a_host_goes_on_with_a_server_that_has_lost_its_last_bytes(tmp_path: Path, size: int):
     """F9: only the server is killed. What it has forgotten of claims and settlements, its workers find out."""
     with a_server(tmp_path) as server:
-        house = House(tmp_path, Redis.from_url(server.url), server.url)
+        house = House(tmp_path, Redis.from_url(server.url, retry=Retry(ConstantBackoff(0.1), 5)), server.url)
         uuids = house.push(*[""] * 60)
         house.host.start(wait=False)
         try:

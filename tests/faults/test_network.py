@@ -94,7 +94,7 @@ def test_a_blackhole_costs_nothing_but_its_time(far: Host, redis: Redis, proxy: 
 def test_half_a_second_of_latency_is_only_slow(far: Host, redis: Redis, proxy: Proxy):
     """A server that is half a second away: claims, edits and settlements take their time, and each is done once."""
     proxy.delay_secs = 0.25
-    uuids = store(redis, [vcon() for _ in range(40)])
+    uuids = store(redis, [vcon() for _ in range(12)])
     # A renewal has a third of the lease for its way there and back.
     far.env["CONSERVER_LEASE_SECS"] = "10"
     far.start(wait=False)
