@@ -324,7 +324,8 @@ class Supervisor:
             if gap > 1.0:
                 # This process was stopped itself, or the server was: the workers get their chance first.
                 process.overdue = {}
-            late = [e for e in process.board.read() if now_secs > e.deadline + OVERDUE_GRACE_SECS]
+            running = process.board.read()
+            late = [e for e in running if now_secs > e.deadline + OVERDUE_GRACE_SECS]
             seen = {(entry.list, entry.seq): process.overdue.get((entry.list, entry.seq), now_secs) for entry in late}
             process.overdue = seen
             # Seen twice, a second apart: after a pause of the whole host the worker gets its chance first.
@@ -332,9 +333,9 @@ class Supervisor:
             if stuck and process.process.is_alive():
                 for entry in stuck:
                     log.error("worker %s is killed: %s does not end and blocks it", process.name, entry.what)
-                # Who holds the interpreter's lock stops all threads, so several may be late. Only one that is late
-                # alone is the culprit for sure; else quarantine tells, where each runs by itself.
-                if len(stuck) == 1:
+                # Who holds the interpreter's lock stops all threads, and need not be the first that is late. Only one
+                # that runs alone is the culprit for sure; else quarantine tells, where each runs by itself.
+                if len(running) == 1:
                     process.asked_to_end = True
                     process.culprits = stuck
                 process.process.kill()

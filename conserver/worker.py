@@ -215,6 +215,8 @@ class Worker:
             outcome = Outcome("failed", run.uuid, f"internal error: {type(error).__name__}")
         if not run.abandoned:
             run.outcome = outcome
+        # At once: it is over before the next one, which this thread may be stuck in.
+        run.board(b"", 0.0)
 
     def _finished(self, run: Run) -> None:
         self.late += run.late

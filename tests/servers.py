@@ -256,7 +256,10 @@ class SentinelSet:
 
     def promoted(self) -> bool:
         """Say whether the replica has become the primary."""
-        return self.replica.client.info("replication")["role"] == "master"
+        with contextlib.suppress(RedisError):
+            # It cuts all connections in that moment.
+            return self.replica.client.info("replication")["role"] == "master"
+        return False
 
     def close(self) -> None:
         """End all of them, the sentinels first."""

@@ -68,6 +68,29 @@ def test_a_link_that_blocks_the_whole_process_dies_alone(tmp_path: Path, redis: 
         host.close()
 
 
+@pytest.mark.thorough
+def test_who_is_late_first_is_not_the_culprit_for_that(tmp_path: Path, redis: Redis, server_url: str):
+    """A link with little time cannot end while another, which has more, keeps the interpreter for itself."""
+    act = {"module": "links.act", "options": {"sleep": 1.0}}
+    config = {
+        "links": {"short": {**act, "timeout": 2}, "long": {**act, "timeout": 7}},
+        "chains": {
+            name: {"links": [name], "ingress_lists": [name], "egress_lists": ["out"]} for name in ("short", "long")
+        },
+    }
+    good, bad = store(redis, [vcon(), vcon("block")])
+    host = Host(tmp_path / "host", server_url, config, CONSERVER_WORKERS=1)
+    try:
+        redis.rpush("short", good)
+        redis.rpush("long", bad)
+        host.start(wait=False)
+        wait_until(lambda: accounted(redis, ["short", "long"]), 100, "everything settled")
+
+        assert (entries(redis, "out"), entries(redis, "DLQ:long"), entries(redis, "DLQ:short")) == ([good], [bad], [])
+    finally:
+        host.close()
+
+
 def test_a_pause_of_the_whole_host_blames_nobody(tmp_path: Path, redis: Redis, server_url: str):
     """A host that is stopped for longer than a link's timeout and goes on settles its runs as if nothing had been."""
     config = {

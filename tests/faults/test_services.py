@@ -50,8 +50,8 @@ def summaries(redis: Redis, uuid: str) -> int:
 
 
 def test_a_model_that_misbehaves_is_asked_as_often_as_configured(tmp_path: Path, redis: Redis, server_url: str):
-    """Busy for half a minute, broken, garbled, empty, cut: the vCon waits in Redis, and each is answered once."""
-    orders = [status(429, retry_after="30"), status(500), status(500), invalid_json, empty_choices, cut, ok] * 4
+    """Busy for some seconds, broken, garbled, empty, cut: the vCon waits in Redis, and each is answered once."""
+    orders = [status(429, retry_after="3"), status(500), status(500), invalid_json, empty_choices, cut, ok] * 4
     uuids = store(redis, [call() for _ in range(40)])
     with ModelServer() as models:
         models.order(*orders)
@@ -74,7 +74,7 @@ def test_a_model_that_stays_busy_gets_no_more_calls_than_allowed(tmp_path: Path,
     """Each vCon is a dead letter after its attempts, with the service's words; the key is in none of them."""
     uuids = store(redis, [call() for _ in range(3)])
     with ModelServer() as models:
-        models.order(*[status(429, "slow down", retry_after="30")] * 100)
+        models.order(*[status(429, "slow down", retry_after="1")] * 100)
         options = {"base_url": models.base_url, "api_key": "sk-very-secret", "retry_secs": 0}
         retry = {"attempts": 3, "backoff_secs": 0.1, "max_backoff_secs": 0.2}
         host = make(tmp_path, server_url, "links.analyze", options, retry=retry)
