@@ -3,6 +3,8 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 WORKERS ?= 2
+# They wait more than they work.
+FAULT_WORKERS ?= 4
 MINUTES ?= 30
 
 NO_PYTHON := Python 3.11 or later is needed, and none was found on PATH. \
@@ -35,7 +37,7 @@ test-long: ## run the tests that take minutes, too
 
 faults: ## kill, stop, cut off and starve everything, and prove that no vCon is lost
 	$(call set_up,test)
-	@$(BIN)/python -m pytest -n $(WORKERS) -m "faults and not long"
+	@$(BIN)/python -m pytest -n $(FAULT_WORKERS) -m "faults and not long"
 
 soak: ## mix faults at random for MINUTES=30 and prove the promises (SEED= repeats one)
 	$(call set_up,test)

@@ -14,7 +14,7 @@ from redis import Redis
 from tests.host import Host, accounted, entries, store, vcon
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.thorough]
 
 #: Works in small steps for as long as the subject says, or asks for something that it may not.
 STEPS = """

@@ -50,6 +50,7 @@ def test_five_bad_vcons_among_500_die_alone(tmp_path: Path, redis: Redis, server
         host.close()
 
 
+@pytest.mark.thorough
 def test_a_link_that_blocks_the_whole_process_dies_alone(tmp_path: Path, redis: Redis, server_url: str):
     """A link that never gives the interpreter back is named by the board; its neighbours run again."""
     documents = [vcon() for _ in range(60)]
@@ -91,6 +92,7 @@ def test_who_is_late_first_is_not_the_culprit_for_that(tmp_path: Path, redis: Re
         host.close()
 
 
+@pytest.mark.thorough
 def test_a_pause_of_the_whole_host_blames_nobody(tmp_path: Path, redis: Redis, server_url: str):
     """A host that is stopped for longer than a link's timeout and goes on settles its runs as if nothing had been."""
     config = {

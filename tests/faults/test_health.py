@@ -41,6 +41,7 @@ def numbers(host: Host) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
 
 
+@pytest.mark.thorough
 def test_the_numbers_add_up_over_workers_that_died(host: Host, redis: Redis):
     """Received, processed and dead are what was pushed, also when a worker was killed; no label is a UUID."""
     uuids = store(redis, [vcon() for _ in range(60)] + [vcon("raise") for _ in range(4)])
@@ -85,6 +86,7 @@ def test_readyz_follows_the_server(tmp_path: Path):
         server.stop()
 
 
+@pytest.mark.thorough
 def test_one_line_a_vcon_at_info(host: Host, redis: Redis):
     """Normal operation says one JSON line for each vCon, with its ids, and nothing else."""
     before = len(host.said().splitlines())

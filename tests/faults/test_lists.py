@@ -52,6 +52,7 @@ def test_whatever_is_on_a_list_ends_somewhere(tmp_path: Path, redis: Redis, serv
         host.close()
 
 
+@pytest.mark.thorough
 def test_a_list_that_is_none_stops_nobody_else(tmp_path: Path, redis: Redis, server_url: str):
     """An ingress key of another type is said once and left alone; when it is a list, it is worked on."""
     redis.set("in-bad", "a string")
@@ -71,6 +72,7 @@ def test_a_list_that_is_none_stops_nobody_else(tmp_path: Path, redis: Redis, ser
         host.close()
 
 
+@pytest.mark.thorough
 def test_a_target_that_is_no_list_makes_a_dead_letter(tmp_path: Path, redis: Redis, server_url: str):
     """An egress key of another type: the vCon is a dead letter that says so, not lost and not half delivered."""
     redis.set("second", "a string")
@@ -89,6 +91,7 @@ def test_a_target_that_is_no_list_makes_a_dead_letter(tmp_path: Path, redis: Red
         host.close()
 
 
+@pytest.mark.thorough
 def test_weights_show_in_the_claims(tmp_path: Path, redis: Redis, server_url: str):
     """With 4:1, of the first 1,000 runs four fifths belong to the heavier chain, and both lists move from the start."""
     config = {"links": act(sleep=0.002), "chains": {"a": chain("a", weight=4), "b": chain("b", weight=1)}}
@@ -108,6 +111,7 @@ def test_weights_show_in_the_claims(tmp_path: Path, redis: Redis, server_url: st
         host.close()
 
 
+@pytest.mark.thorough
 def test_a_slow_chain_never_has_every_thread(tmp_path: Path, redis: Redis, server_url: str):
     """While a slow chain has a full list, another chain's vCon does not wait for it."""
     links = {"slow": {"module": "links.act", "options": {"act": False, "sleep": 20}}, **act()}
@@ -151,6 +155,7 @@ def cpu_secs(host: Host) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.thorough
 def test_a_changed_config_is_in_force_for_what_is_claimed_later(tmp_path: Path, redis: Redis, server_url: str):
     """A config edited while 1,000 vCons flow: later ones go the new way; a broken one is reported and not used."""
     config = {"links": act(sleep=0.08), "chains": {"a": chain("a")}}

@@ -116,6 +116,7 @@ def test_a_server_restart_loses_nothing(tmp_path: Path, n: int, how: int):
         assert host.process.poll() is None
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("n", [pytest.param(800, id="short"), pytest.param(5000, id="full", marks=pytest.mark.long)])
 def test_a_drain_ends_well_and_the_rest_is_delivered_later(host: Host, redis: Redis, n: int):
     """SIGTERM in the middle: exit code 0, nothing held, and the next start delivers what is left."""

@@ -13,7 +13,7 @@ from redis import Redis
 from tests.host import Host, accounted, entries, store, vcon
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.thorough]
 
 #: What the vCon's subject asks for.
 ODD = """

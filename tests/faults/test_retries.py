@@ -14,7 +14,7 @@ from redis import Redis
 from tests.host import Host, accounted, entries, store, vcon
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.thorough]
 
 #: Logs that it was called, takes its time, and fails while there is a file `down`.
 SERVICE = """

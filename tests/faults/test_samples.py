@@ -17,6 +17,7 @@ from tests.waiting import wait_until
 
 SAMPLES = Path(__file__).resolve().parents[2].parent / "shared" / "samples"
 pytestmark = [
+    pytest.mark.thorough,
     pytest.mark.faults,
     pytest.mark.skipif(not SAMPLES.is_dir(), reason="the sample vCons are not beside the project"),
 ]

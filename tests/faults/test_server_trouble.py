@@ -82,6 +82,7 @@ def test_trouble_of_the_server_is_nobodys_dead_letter(host: Host, redis: Redis, 
     assert host.process.poll() is None
 
 
+@pytest.mark.thorough
 def test_cut_connections_cost_nothing(host: Host, redis: Redis):
     """Every connection is cut, twenty times: each vCon is delivered once."""
     uuids = store(redis, [vcon() for _ in range(1000)])

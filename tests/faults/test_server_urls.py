@@ -172,6 +172,7 @@ def sentinels(tmp_path: Path) -> Iterator[SentinelSet]:
         yield servers
 
 
+@pytest.mark.thorough
 def test_a_failover_loses_nothing_that_the_replica_had(tmp_path: Path, sentinels: SentinelSet):
     """kill -9 of the primary and of a sentinel: the host goes on with the replica, and each vCon is delivered once."""
     primary, replica = sentinels.primary.client, sentinels.replica.client

@@ -88,6 +88,7 @@ def conserver(host: Host, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.thorough
 def test_a_storage_that_fails_is_noted_and_its_saves_can_be_replayed(tmp_path: Path, redis: Redis, server_url: str):
     """The other storage has all vCons, delivery goes on, nothing expires; replay saves what is missing, once."""
     (tmp_path / "other.down").touch()
@@ -112,6 +113,7 @@ def test_a_storage_that_fails_is_noted_and_its_saves_can_be_replayed(tmp_path: P
         host.close()
 
 
+@pytest.mark.thorough
 def test_a_storage_that_hangs_holds_nobody_up_for_longer_than_its_timeout(
     tmp_path: Path, redis: Redis, server_url: str
 ):
@@ -132,6 +134,7 @@ def test_a_storage_that_hangs_holds_nobody_up_for_longer_than_its_timeout(
         host.close()
 
 
+@pytest.mark.thorough
 def test_a_required_storage_that_fails_fails_the_chain(tmp_path: Path, redis: Redis, server_url: str):
     """Nothing is delivered that a required storage does not hold; a retry of the dead letters delivers it."""
     (tmp_path / "other.down").touch()
