@@ -16,6 +16,7 @@ from bench import peers
 from bench.peers import environments
 from bench.peers.environments import CannotInstall, environment
 from bench.peers.known import PEERS, Peer, Variant
+from tests.waiting import wait_until
 
 CLIENT = """
 import counted
@@ -29,7 +30,6 @@ def enqueue(tasks):
 WORKER = """
 import counted
 from redis import Redis
-from tests.waiting import wait_until
 
 redis = Redis.from_url(counted.URL)
 while True:
