@@ -301,7 +301,9 @@ def test_a_worker_that_lost_its_claim_cannot_delete(
     assert redis.get(KEY) == before
 
 
-def test_one_who_has_a_vcon_alone_is_not_disturbed(vcons: VconStore, stored: Callable[..., bytes]) -> None:
+def test_one_who_has_a_vcon_alone_is_not_disturbed(
+    redis: Redis, vcons: VconStore, stored: Callable[..., bytes]
+) -> None:
     """Others wait until the block is left, and then merge."""
     stored()
     one = vcons.writer()
@@ -310,9 +312,14 @@ def test_one_who_has_a_vcon_alone_is_not_disturbed(vcons: VconStore, stored: Cal
         with vcons.edit(A) as vcon:
             vcon.add_tag("other", "1")
 
+    def scripts_run() -> int:
+        return int(redis.info("commandstats")["cmdstat_evalsha"]["calls"])
+
     with one.alone(A):
         other = threading.Thread(target=add_tag)
+        before = scripts_run()
         other.start()
+        wait_until(lambda: scripts_run() > before + 1 or not other.is_alive())
         with one.edit(A) as vcon:
             vcon.add_tag("alone", "1")
         tags = vcons.get(A).tags

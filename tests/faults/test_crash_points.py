@@ -180,7 +180,8 @@ def test_a_death_at_any_point_loses_and_repeats_nothing(build: Callable[..., Hou
         house.restart()
 
     # What the dead process had in hand runs again; what waited for a retry does in any case.
-    again = 0 if point in BEFORE_ANY_LINK else THREADS * len(LINKS)
+    deaths = 3 if more == "dies:c" else 1
+    again = 0 if point in BEFORE_ANY_LINK else deaths * THREADS * len(LINKS)
     house.finish(repeats=1 + 2 * bool(more) + again)
 
 
