@@ -13,7 +13,7 @@ import threading
 import time
 import uuid as uuids
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from traceback import format_exception
 from typing import Any
 
@@ -59,6 +59,7 @@ class Chain:
         self.prefixes = _prefixes(links)
         self._labels = [f"link {link.name!r}" for link in links]
         self._board = [label.encode()[:100] for label in self._labels]
+        self._timeouts = [settings.link_timeout_secs if link.timeout is None else link.timeout for link in links]
         self._timing = [
             telemetry.key("conserver.link.execution_time", **{"link_name": link.name, "chain_name": config.name})
             for link in links
@@ -134,14 +135,16 @@ class Chain:
         began = time.monotonic()
         pushes = len(run.pushes)
         for attempt in range(4):
-            timeout = link.timeout if link.timeout is not None else self.settings.link_timeout_secs
-            run.enter(self._board[index], timeout)
+            run.enter(self._board[index], self._timeouts[index])
             run.writer.begin()
             try:
                 # A link that met somebody else's change runs again on the new copy; if that happens
                 # twice, with the vCon to itself for a moment.
-                with run.writer.alone(run.uuid) if attempt >= 2 else nullcontext():
+                if attempt < 2:
                     result = link.run(run.uuid, link.name, link.options)
+                else:
+                    with run.writer.alone(run.uuid):
+                        result = link.run(run.uuid, link.name, link.options)
                 break
             except VconConflict:
                 if attempt == 3:
@@ -154,7 +157,7 @@ class Chain:
         run.timings.append((self._timing[index], time.monotonic() - began))
         if run.abandoned:
             raise ClaimLost(f"{run.stage} was over its time and the claim is settled")
-        uuid = _checked(link, result)
+        uuid = run.uuid if result == run.uuid else _checked(link, result)
         if crashpoints.ARMED:
             crashpoints.reach("link.done")
         run.counts.append(self._halted[index] if uuid is None else self._done[index])

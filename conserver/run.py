@@ -139,7 +139,8 @@ class Run(Work):
         """Go on with *uuid* behind the link that has just ended; what it asked for stands now."""
         self.uuid = uuid
         self.done += 1
-        self._asked = tuple(self.pushes), self.expire_secs
+        if self.pushes or self.expire_secs is not None:
+            self._asked = tuple(self.pushes), self.expire_secs
 
     def note_slow_work(self) -> None:
         """Write down which links are done, if that took a while: a run after a crash need not pay for them again."""
