@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -46,7 +48,7 @@ def run_tests(copy: Path, tests: Iterable[str], *options: str) -> subprocess.Com
     return subprocess.run(
         [sys.executable, "-m", "pytest", *always, *(options or ("-n", "0")), *tests],
         cwd=copy,
-        env={**os.environ, "PYTHONPATH": str(copy)},
+        env={**os.environ, "PYTHONPATH": str(copy), "MUTANT_IN": str(copy)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -66,8 +68,18 @@ def try_out(mutant: Mutant, copy: Path) -> tuple[str, str]:
         done = run_tests(copy, [mutant.test])
     finally:
         _write(path, before)
+        _end_strays(copy)
     verdicts = {0: "survived", 1: "killed"}
     return verdicts.get(done.returncode, f"was not tested (pytest ended with {done.returncode})"), done.stdout
+
+
+def _end_strays(copy: Path) -> None:
+    """Kill what the tests of *copy* have left running: a server that no mutant was to end, say. Linux only."""
+    mark = f"MUTANT_IN={copy}".encode()
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark in environ.read_bytes().split(b"\0"):
+                os.kill(int(environ.parent.name), signal.SIGKILL)
 
 
 def _write(path: Path, text: str) -> None:
