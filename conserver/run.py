@@ -73,7 +73,8 @@ class Run(Work):
         self.claim = claim
         self.chain = chain
         self.store = store
-        self.found = found
+        # Without the text, which is done with when it was read once.
+        self.found = found if found.text is None else replace(found, text=None)
         """Whether the vCon was in Redis when it was claimed."""
         self.uuid = claim.uuid or ""
         self.outcome: Outcome | None = None

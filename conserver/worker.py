@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 #: How often deadlines are looked at.
 TICK_SECS = 0.25
 #: The largest vCon that is read ahead: all that is claimed at once is in memory then.
-MOST_AHEAD_BYTES = 262_144
+MOST_AHEAD_BYTES = 65_536
 #: How long a list that cannot be read (a key of another type) is left alone.
 REST_SECS = 5.0
 #: A process with more threads that did not come back than this is replaced.

@@ -466,3 +466,18 @@ def test_a_push_of_any_length_keeps_its_order(redis: Redis, queue: Queue) -> Non
 
     assert queue.push("in", uuids_) == 12_001
     assert redis.lrange("in", 0, -1) == [u.encode() for u in uuids_]
+
+
+def test_small_texts_come_with_the_look(redis: Redis, session: Session) -> None:
+    """Where they are asked for, also of a vCon that was to expire; what is too large, absent or no text does not."""
+    redis.set(f"vcon:{A}", b"a" * 10)
+    redis.set(f"vcon:{B}", b"b" * 11, ex=100)
+    odd, absent = str(uuids.uuid4()), str(uuids.uuid4())
+    redis.hset(f"vcon:{odd}", "no", "text")
+    redis.rpush("in", A, B, A, odd, "no UUID", absent, B)
+
+    found = session.found(claim(session, 7), [10, 10, 0, 10, 10, 10, 11])
+
+    assert [each.text for each in found] == [b"a" * 10, None, None, None, None, None, b"b" * 11]
+    assert [each.there for each in found] == [True, True, True, True, False, False, True]
+    assert [each.left_secs > 90 for each in found] == [False, True, False, False, False, False, False]
