@@ -127,7 +127,8 @@ class Worker:
             self._report()
             if trip.trouble or trip.unreadable:
                 self._troubled(trip.trouble, trip.unreadable)
-            elif self._trouble:
+            elif self._trouble and wanted:
+                # Not for settlements alone: it may refuse claims only, and would seem to work every other time.
                 log.warning("the server works again")
                 self._trouble = 0
             self._collect(0.0)
