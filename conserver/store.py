@@ -328,6 +328,7 @@ class Writer:
         self._store = store
         self._fence = fence
         self._found = found
+        self._begun = False
         self.has_read = False
         self._token = ""
         self._read: dict[str, bytes] = {}
@@ -393,6 +394,7 @@ class Writer:
 
     def _save(self, vcon: Vcon, *, changed: bool) -> None:
         uuid, base = _uuid(vcon), self._base(vcon)
+        self._found = None
         if changed:
             vcon.document["updated_at"] = _now()
         text = mine = vcon.to_bytes()
@@ -436,6 +438,7 @@ class Writer:
 
     def delete(self, uuid: str) -> bool:
         """Delete the vCon from Redis and the index; see VconStore.delete."""
+        self._found = None
         self._read.pop(uuid, None)
         self._saved.pop(uuid, None)
         return self._store.delete(uuid, fence=self._fence)
@@ -443,6 +446,14 @@ class Writer:
     def begin(self) -> None:
         """Forget what was read: what comes now starts from what it reads itself."""
         self._read.clear()
+        self._forget_found()
+
+    def _forget_found(self) -> None:
+        # What came with the claim is for the first link, or for the storages of a chain without links: whoever has run
+        # may have had the vCon changed by way of others.
+        if self._begun:
+            self._found = None
+        self._begun = True
 
     def freeze(self, uuid: str) -> str:
         """Read the vCon once for everything that follows, and return the name of that version.
@@ -450,6 +461,7 @@ class Writer:
         All storages of a chain save the same version, and its digest is what may expire later. What this writer has
         saved need not be read again: whoever has changed it since has work of its own to end.
         """
+        self._forget_found()
         text = self._saved.get(uuid) or self._text(uuid)
         self._frozen[uuid] = text
         return digest(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -378,3 +379,43 @@ def test_a_cut_connection_is_repaired(redis: Redis, vcons: VconStore, stored: Ca
         vcon.add_tag("a", "b")
 
     assert wait_until(lambda: vcons.get(A).tags == ["a:b"])
+
+
+# What came with a claim
+
+
+def test_what_came_with_the_claim_is_read_once(vcons: VconStore, stored: Callable[..., bytes]) -> None:
+    """The second read asks the server; so does a later link, and one that comes late."""
+    before = stored(subject="before")
+    with vcons.edit(A) as vcon:
+        vcon.document["subject"] = "after"
+
+    def reader(at: float) -> store.Writer:
+        made = vcons.writer(found=(A, before, at))
+        made.begin()
+        return made
+
+    first, late, second_link = reader(time.monotonic()), reader(time.monotonic() - 1), reader(time.monotonic())
+    second_link.begin()
+
+    assert [first.get(A).subject, first.get(A).subject] == ["before", "after"]
+    assert (late.get(A).subject, second_link.get(A).subject) == ("after", "after")
+
+
+def test_what_came_with_the_claim_hides_nothing_that_its_reader_did(
+    vcons: VconStore, stored: Callable[..., bytes]
+) -> None:
+    """A link that writes or deletes before it reads sees what it has done; storages get what is there."""
+    before = stored(subject="before")
+    one, two, three = (vcons.writer(found=(A, before, time.monotonic())) for _ in range(3))
+    for writer in (one, two, three):
+        writer.begin()
+    one.save(Vcon(document(subject="built")))
+    frozen = two.freeze(A)
+    two_reads = two.get(A).subject
+    three.delete(A)
+
+    assert (one._saved[A], two_reads) == (two._frozen[A], "built")
+    assert frozen == digest(one._saved[A])
+    with pytest.raises(VconNotFound):
+        three.get(A)
