@@ -15,8 +15,9 @@ from conserver.claims import is_uuid
 from conserver.errors import ConserverError, LinkError
 from conserver.queue import Queue
 from conserver.settings import Settings
-from conserver.store import VconStore, Writer
+from conserver.store import VconStore
 from conserver.vcon import Vcon, derived_uuid, dump, to_version
+from conserver.writer import Writer
 
 #: Ten years.
 LONGEST_EXPIRY_SECS = 10 * 365 * 86400

@@ -19,6 +19,7 @@ from typing import Any
 
 import hiredis
 import redis
+from redis._parsers.base import BaseParser
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.exceptions import (
     AuthenticationError,
@@ -110,6 +111,23 @@ def _pool(url: str, name: str, **options: Any) -> redis.ConnectionPool:
     return SentinelConnectionPool(address.service, sentinels, connection_class=kind, **options)  # type: ignore[no-untyped-call]
 
 
+def place(url: str, name: str) -> tuple[type[Any], dict[str, Any]]:
+    """Return the kind of connection (of redis.connection) that *url* wants, and its options; it asks the sentinels."""
+    pool: Any = _pool(url, name)
+    kind, options = pool.connection_class, dict(pool.connection_kwargs)
+    if issubclass(kind, SentinelManagedConnection):
+        with _translated():
+            options["host"], options["port"] = pool.get_master_address()
+        options.pop("connection_pool", None)
+        kind = redis.SSLConnection if issubclass(kind, SentinelManagedSSLConnection) else redis.Connection
+    return kind, options
+
+
+def reply_reader() -> hiredis.Reader:
+    """Return a reader of replies whose errors are those of redis-py."""
+    return hiredis.Reader(replyError=BaseParser.parse_error)
+
+
 class _Sentinels(Sentinel):
     def discover_master(self, service_name: str) -> tuple[str, int]:
         """Return where the server is; redis-py's own words for a failure leave out what each sentinel says."""
@@ -163,7 +181,7 @@ class Client(redis.Redis):
         """Send one command; see redis.Redis."""
         with _translated():
             if self.new_wire is not None and " " not in args[0] and options.keys() <= {"keys"}:
-                reply = self._quickly(self.new_wire, args)
+                [reply] = self._batch(self.new_wire, [args]) or [ServerError()]
                 if not isinstance(reply, _AGAIN):
                     if isinstance(reply, Exception):
                         raise reply
@@ -171,19 +189,32 @@ class Client(redis.Redis):
                     return callback(reply) if callback else reply
             return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
-    def _quickly(self, new_wire: Callable[[], Wire], args: Command) -> Any:
+    def _batch(self, new_wire: Callable[[], Wire], commands: Sequence[Command]) -> list[Any] | None:
+        """Return the replies of the short way, or None if its connection has failed."""
         spare: deque[Wire] = self.__dict__.setdefault("_spare", deque())
         try:
             wire = spare.pop()
         except IndexError:
             wire = new_wire()
         try:
-            return wire.call([args])[0]
-        except ServerError as error:
-            return error
+            return wire.call(commands)
+        except ServerError:
+            return None
         finally:
             # Also one that was cut: it connects anew when it is used again.
             spare.append(wire)
+
+    def call(self, commands: Sequence[Command]) -> list[Any]:
+        """Send *commands* in one write and return one reply each; a refused command's reply is its error."""
+        if self.new_wire is not None:
+            quick = self._batch(self.new_wire, commands)
+            if quick is not None:
+                return quick
+        pipe = self.pipeline(transaction=False)
+        for command in commands:
+            pipe.execute_command(*command)
+        replies: list[Any] = pipe.execute(raise_on_error=False)
+        return replies
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:
         """Return a pipeline; see redis.Redis."""

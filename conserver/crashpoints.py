@@ -25,7 +25,10 @@ POINTS = (
     *("settle.sent", "settle.replied", "expire.sent", "expire.replied"),
     *("worker.draining", "leave.sent", "leave.replied"),
     *("supervisor.draining", "recover.sent", "recover.replied", "due.sent", "due.replied"),
-    *("retry.sent", "retry.replied"),
+    *("retry.sent", "retry.replied", "withdraw.sent", "withdraw.replied"),
+    *("lease.sent", "lease.replied", "unlease.sent", "unlease.replied", "lapse.sent", "lapse.replied"),
+    *("follow.sent", "follow.replied"),
+    *("once.sent", "once.replied"),
 )
 
 #: False in every deployment. Who calls `reach` asks for it first, so that it costs nothing there.

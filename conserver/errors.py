@@ -13,7 +13,8 @@ ConserverError
 │   └── LinkTimeout       a link (or its chain) ran over its timeout
 ├── StorageError          a storage could not save, read or delete
 └── OutboundError         a request to the outside failed
-    ├── OutboundRefused   the policy forbids the target (private address, scheme, redirect, size)
+    ├── OutboundRefused   the policy forbids the target (private address, scheme, redirect)
+    │   └── OutboundTooLarge  the answer has more bytes than are allowed
     └── OutboundStatus    the other side answered with an error status
 """
 
@@ -76,6 +77,10 @@ class OutboundError(ConserverError):
 
 class OutboundRefused(OutboundError):
     """The outbound policy forbids this request; it was not sent, or its answer was not read."""
+
+
+class OutboundTooLarge(OutboundRefused):
+    """The answer has more bytes than are allowed, received or unpacked; the rest of it was not read."""
 
 
 class OutboundStatus(OutboundError):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from conserver.components import Storage, load_storage, use_folder
+from conserver import workload
+from conserver.components import Storage
 from conserver.config import Config, load_config
-from conserver.errors import ConfigError, ConserverError
+from conserver.errors import ConfigError
 from conserver.findings import did_you_mean
 from conserver.queue import Queue
 from conserver.settings import Settings
@@ -63,13 +64,8 @@ def load_storages(settings: Settings, name: str) -> tuple[Storage, list[Storage]
         raise ConfigError(f"the storage cannot be looked up: {errors[0]}")
     if name not in config.storages:
         raise ConfigError(f"{config.file} has no storage {name!r}{did_you_mean(name, config.storages)}")
-    use_folder(config.folder)
-    wanted = load_storage(config.storages[name])
-    others = []
-    for other in config.storages.values():
-        try:
-            others.append(wanted if other.name == name else load_storage(other))
-        except ConserverError:
-            # It cannot give vCons back then; the one that is wanted can be saved to all the same.
-            continue
-    return wanted, others
+    usable, broken = workload.load_storages(config)
+    if name in broken:
+        raise broken[name]
+    # One of the others that is broken cannot give vCons back; the one that is wanted can be saved to all the same.
+    return usable[name], list(usable.values())

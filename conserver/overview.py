@@ -7,11 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import msgspec
-
 from conserver import connection
 from conserver.config import Config, load_config
-from conserver.lease import HOSTS, host_key
+from conserver.hosts import Hosts
 from conserver.queue import Queue
 from conserver.server import Server
 from conserver.settings import Settings
@@ -25,7 +23,7 @@ def collect(server: Server, settings: Settings) -> dict[str, Any]:
     queue = Queue(server.url, "status")
     config, findings = load_config(settings.config_file)
     errors = [str(finding) for finding in findings if finding.level == "error"]
-    hosts = _hosts(server.url)
+    hosts = Hosts(server.url, "status").all()
     # With a config that cannot be used, what the hosts go on with counts.
     egress = {name for host in hosts for name in host.get("egress", ())}
     read = {name: chain for host in hosts for name, chain in host.get("lists", {}).items()}
@@ -55,6 +53,11 @@ def collect(server: Server, settings: Settings) -> dict[str, Any]:
             {"storage": name, "dead": queue.dead_count(f"storage:{name}")}
             for name in (config.storages if config else ())
         ],
+        "followers": [
+            {"follower": name, "waiting": depth.waiting, "dead": depth.dead}
+            for name in (config.followers if config else ())
+            for depth in queue.depths([f"follower:{name}"]).values()
+        ],
         "paused": queue.paused(),
         "server_time": queue.server_time(),
     }
@@ -62,16 +65,6 @@ def collect(server: Server, settings: Settings) -> dict[str, Any]:
 
 def _idle_lists(config: Config | None) -> set[str]:
     return {name for chain in config.chains.values() for name in chain.ingress_lists} if config else set()
-
-
-def _hosts(url: str) -> list[dict[str, Any]]:
-    client = connection.client(url, "status")
-    hosts = sorted(host.decode() for host in client.smembers(HOSTS))
-    said: Sequence[bytes | None] = client.mget([host_key(host) for host in hosts]) if hosts else []
-    return [
-        {"host": host, "alive": what is not None, **(msgspec.json.decode(what) if what else {})}
-        for host, what in zip(hosts, said, strict=True)
-    ]
 
 
 def lines(overview: dict[str, Any], command: str) -> Iterator[str]:
@@ -95,6 +88,11 @@ def lines(overview: dict[str, Any], command: str) -> Iterator[str]:
             name = storage["storage"]
             saves = "save" if storage["dead"] == 1 else "saves"
             yield f"storage {name!r} has {storage['dead']:,} failed {saves}; '{command} dlq replay {name}' tries again"
+    for follower in overview["followers"]:
+        if follower["dead"]:
+            name = follower["follower"]
+            letters = "dead letter" if follower["dead"] == 1 else "dead letters"
+            yield f"follower {name!r} has {follower['dead']:,} {letters}; '{command} dlq list follower:{name}' says why"
 
 
 def _host_lines(host: dict[str, Any], said: Sequence[str]) -> Iterator[str]:
@@ -106,6 +104,7 @@ def _host_lines(host: dict[str, Any], said: Sequence[str]) -> Iterator[str]:
         for text, shown in (
             (f"pid {host.get('pid')}", "pid" in host),
             (f"metrics on 127.0.0.1:{host.get('metrics_port')}", host.get("metrics_port")),
+            (f"API on {_api(host).get('address')}", _api(host).get("address")),
             (f"chains {', '.join(host.get('chains', ()))}", host.get("chains")),
             ("draining", host.get("stopping")),
         )
@@ -124,6 +123,10 @@ def _host_lines(host: dict[str, Any], said: Sequence[str]) -> Iterator[str]:
         for run in running:
             left = f", {run['seconds_left']:.0f} s left" if "seconds_left" in run else ""
             yield f"          {run['vcon']} of {run['list']}: {run['what'] or 'starting'}{left}"
+
+
+def _api(host: dict[str, Any]) -> dict[str, Any]:
+    return (host.get("services") or {}).get("api") or {}
 
 
 def _pause_lines(chain: str, why: dict[str, Any], server_time: float, command: str) -> Iterator[str]:

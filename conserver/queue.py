@@ -2,8 +2,8 @@
 
 A plain blocking pop removes a UUID before anything is done with it, so a worker that dies takes it along. Here
 the pop and the note of who holds it are one script, and so are the end of a claim and the pushes that follow.
-This module, `session` (the hot path of one worker) and `claims` (what is written down) are the only ones that know the
-keys of work; `lua/` has the scripts, each with a legend of its keys.
+This module, `session` (the hot path of one worker), `records` (a look at what is under way) and `claims` (what is
+written down) are the only ones that know the keys of work; `lua/` has the scripts, each with a legend of its keys.
 """
 
 from __future__ import annotations
@@ -73,6 +73,11 @@ class Queue:
         """Return every list that ever had a worker."""
         return sorted(_text(name) for name in self._client.smembers(LISTS))
 
+    def entries(self, name: str, start: int = 0, count: int = 100) -> list[bytes]:
+        """Return entries that wait in *name*, the next one first, and leave them there."""
+        entries: list[bytes] = self._client.lrange(name, start, start + count - 1)
+        return entries
+
     def workers(self, name: str) -> list[str]:
         """Return the workers that may claim from *name*."""
         return sorted(_text(worker) for worker in self._client.smembers(own_key(name, "workers")))
@@ -112,16 +117,13 @@ class Queue:
         often; *culprits* are claims that are dead at once, each with its reason.
         """
         most = MAX_CRASHES if mode == "quarantine" else MAX_RETURNS
-        keys = [
-            own_key(name, "workers"),
-            own_key(name, f"held:{worker}"),
-            own_key(name, "returned"),
-            own_key(name, "suspects"),
-        ]
+        own = ("workers", f"held:{worker}", "returned", "suspects")
+        keys = [own_key(name, what) for what in own]
+        keys += [dead_list(name), own_key(name, "dead"), own_key(name, f"taken:{worker}")]
         args: list[Any] = [worker, mode, most, limit]
         for seq, why in (culprits or {}).items():
             args += (seq, why)
-        counts = scripts.RECOVER(self._client, [*keys, dead_list(name), own_key(name, "dead")], args)
+        counts = scripts.RECOVER(self._client, keys, args)
         return int(counts[0]), int(counts[1]), int(counts[2])
 
     def wake_due(self, names: Sequence[str]) -> int:

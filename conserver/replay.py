@@ -6,12 +6,7 @@ One replay a storage at a time: it holds a lock that lapses by itself if the pro
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-
-from redis.exceptions import LockError
-from redis.lock import Lock
 
 from conserver import connection
 from conserver.ambient import Work, working
@@ -19,6 +14,7 @@ from conserver.chain import describe
 from conserver.claims import storage_dead_list
 from conserver.components import Storage
 from conserver.errors import ConserverError, ServerError, VconNotFound
+from conserver.kept_lock import kept_lock
 from conserver.queue import Queue
 from conserver.store import VconStore
 from conserver.vcon_forms import is_uuid
@@ -62,7 +58,13 @@ def replay(
     """
     name = f"storage:{storage.name}"
     done = Replayed()
-    with _alone(url, storage.name) as lost:
+    key = f"conserver:{{{storage_dead_list(storage.name)}}}:replay"
+    with kept_lock(connection.once(url, "replay"), key, LOCK_SECS) as lost:
+        if lost is None:
+            raise ReplayRuns(
+                f"storage {storage.name!r} is being replayed already; if that process died, try again in "
+                f"{LOCK_SECS:g} s"
+            )
         tried = 0
         while not done.failed and (most is None or tried < most):
             page = queue.dead(name, len(done.missing), _PAGE if most is None else min(_PAGE, most - tried))
@@ -106,37 +108,4 @@ def _save(store: VconStore, storage: Storage, uuid: str, timeout_secs: float) ->
     if isinstance(error, ServerError | VconNotFound):
         # Not the storage's doing: the server went away, or the vCon in this very moment.
         raise error
-    return "" if error is None else f"{uuid}: {describe(error)}"
-
-
-@contextmanager
-def _alone(url: str, storage: str) -> Iterator[threading.Event]:
-    """Hold the lock of *storage*; the event is set when it could not be kept."""
-    key = f"conserver:{{{storage_dead_list(storage)}}}:replay"
-    lock = Lock(connection.once(url, "replay"), key, timeout=LOCK_SECS, blocking=False, thread_local=False)
-    if not lock.acquire():
-        raise ReplayRuns(
-            f"storage {storage!r} is being replayed already; if that process died, try again in {LOCK_SECS:g} s"
-        )
-    lost, ended = threading.Event(), threading.Event()
-
-    def keep() -> None:
-        while not ended.wait(LOCK_SECS / 3):
-            try:
-                lock.reacquire()
-            except (LockError, ServerError):
-                lost.set()
-                return
-
-    keeper = threading.Thread(target=keep, name="replay-lock", daemon=True)
-    keeper.start()
-    try:
-        yield lost
-    finally:
-        ended.set()
-        keeper.join()
-        try:
-            lock.release()
-        except (LockError, ServerError):
-            # Lost, or it lapses by itself.
-            lost.set()
+    return "" if error is None else f"{uuid}: {describe(error, storage.secrets)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -11,8 +12,11 @@ from redis.exceptions import NoScriptError
 from conserver import crashpoints
 
 _FOLDER = files("conserver") / "lua"
-#: Scripts that begin with the functions of dead.lua.
-_WITH_DEAD = {"settle", "recover", "retry", "drop"}
+#: What stands before the text of a script: functions that it shares with others.
+_SHARED = {
+    **dict.fromkeys(("settle", "recover", "retry", "drop", "follow"), "dead"),
+    **dict.fromkeys(("lease", "unlease", "extend", "lapse"), "leases"),
+}
 
 
 class Script:
@@ -21,8 +25,8 @@ class Script:
     def __init__(self, name: str) -> None:
         self.name = name
         text = (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")
-        if name in _WITH_DEAD:
-            text = (_FOLDER / "dead.lua").read_text(encoding="utf-8") + text
+        if name in _SHARED:
+            text = (_FOLDER / f"{_SHARED[name]}.lua").read_text(encoding="utf-8") + text
         self.text = text
         self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
         crashpoints.SCRIPTS[self.sha] = name
@@ -51,6 +55,15 @@ class Script:
 
 
 CLAIM, SETTLE, NOTE, RECOVER, DUE = (Script(n) for n in ("claim", "settle", "note", "recover", "due"))
-LEAVE, RETRY, DROP = Script("leave"), Script("retry"), Script("drop")
+LEAVE, RETRY, DROP, WITHDRAW = (Script(n) for n in ("leave", "retry", "drop", "withdraw"))
+FOLLOW, ONCE = Script("follow"), Script("once")
+LEASE, UNLEASE, EXTEND, LAPSE = (Script(n) for n in ("lease", "unlease", "extend", "lapse"))
 SAVE, TOUCH, VERSION, DELETE, EXPIRE = (Script(n) for n in ("save", "touch", "version", "delete", "expire"))
-ALL = (CLAIM, SETTLE, NOTE, RECOVER, DUE, LEAVE, RETRY, DROP, SAVE, TOUCH, VERSION, DELETE, EXPIRE)
+PAGE = Script("page")
+ALL = (
+    *(CLAIM, SETTLE, NOTE, RECOVER, DUE, LEAVE, RETRY, DROP, WITHDRAW, FOLLOW, ONCE),
+    *(LEASE, UNLEASE, EXTEND, LAPSE),
+    *(SAVE, TOUCH, VERSION, DELETE, EXPIRE, PAGE),
+)
+#: The commands that tell a server all scripts.
+LOAD: list[Sequence[Any]] = [("SCRIPT", "LOAD", script.text) for script in ALL]

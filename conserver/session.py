@@ -183,7 +183,8 @@ class Session:
         return True
 
     def _settle_command(self, name: str, settlements: list[Settlement]) -> connection.Command:
-        keys: dict[str, int] = {own_key(name, f"held:{self.worker}"): 1, own_key(name, "workers"): 2}
+        own = own_key(name, f"held:{self.worker}"), own_key(name, "workers"), own_key(name, f"taken:{self.worker}")
+        keys: dict[str, int] = {key: n for n, key in enumerate(own, 1)}
         args: list[Any] = [self.worker]
         for settlement in settlements:
             args += (settlement.claim.seq, len(settlement.operations))
@@ -197,7 +198,8 @@ class Session:
         self, name: str, n: int, settling: Sequence[int], settlements: Sequence[Settlement]
     ) -> connection.Command:
         sources = [own_key(name, "suspects")] if self._suspects else [own_key(name, "returned"), name]
-        keys = [own_key(name, "workers"), own_key(name, f"held:{self.worker}"), own_key(name, "seq"), *sources]
+        own = (f"held:{self.worker}", "seq", f"taken:{self.worker}")
+        keys = [own_key(name, "workers"), *(own_key(name, what) for what in own), *sources]
         # The settlements of this trip come first, so this is what will be held when the claim is executed.
         held = self._held[name]
         known = len(held) - sum(settlements[i].claim.seq in held for i in settling)
@@ -284,7 +286,10 @@ class Session:
         """Give up membership of every list where nothing is held; what is held is recovered by the supervisor."""
         self._all(
             [
-                scripts.LEAVE.command([own_key(name, "workers"), own_key(name, f"held:{self.worker}")], [self.worker])
+                scripts.LEAVE.command(
+                    [own_key(name, what) for what in ("workers", f"held:{self.worker}", f"taken:{self.worker}")],
+                    [self.worker],
+                )
                 for name in self._held
             ]
         )

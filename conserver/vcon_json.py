@@ -67,6 +67,11 @@ def dump(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
+def dump_loaded(value: Any) -> bytes:
+    """Encode what `load` has given, and what was changed of it to JSON values: as `dump`, without reading it back."""
+    return _encoded(value) or dump(value)
+
+
 def _dump_fast(value: Any) -> bytes | None:
     data = _encoded(value)
     if len(data) > _LARGE_BYTES:

@@ -52,12 +52,13 @@ def migrate(document: Any) -> list[str]:
     done: list[str] = []
     version = document.get("vcon")
     old = isinstance(version, str) and version != VERSION and _OLD_VERSION.fullmatch(version) is not None
-    if not _TOP.keys().isdisjoint(document):
-        _rename(document, _TOP, "", done)
     for name in ("redacted", "amended", "appended", "group"):
         if name in document and not document[name] and document[name] in ({}, [], None):
             del document[name]
             done.append(f"/{name}: dropped, it was empty")
+    # After that: what is empty does not stand in the way of another name for the same.
+    if not _TOP.keys().isdisjoint(document):
+        _rename(document, _TOP, "", done)
     for name in ("created_at", "updated_at"):
         if name in document:
             _date(document, name, "", done)

@@ -68,6 +68,8 @@ _TO_PARTIES = ("transferee", "transferor", "transfer_target")
 _TO_DIALOG = ("original", "consultation", "target_dialog")
 _TRANSFER = (*_TO_PARTIES, *_TO_DIALOG)
 
+_UNCOMMON = frozenset({"disposition", "session_id", "party_history", "recordings", "recording_set", *_TRANSFER})
+
 _MEDIA = {"mediatype", "filename", *_CONTENT}
 _KNOWN = {
     "": {"vcon", "uuid", "created_at", "updated_at", "subject", "extensions", "critical", "redacted", "amended"}
@@ -181,13 +183,17 @@ def _unsigned(document: dict[str, Any], supported: Collection[str], report: _Rep
     arrays = {name: _objects(document, name, report) for name in ARRAYS}
     _Entries(arrays, report).check()
     if not document.get("extensions"):
-        places = [("", "", document), *((f"/{name}/{i}", name, e) for name in ARRAYS for i, e in arrays[name])]
-        for pointer, kind, entry in places:
-            unknown = [name for name in entry if name not in _KNOWN[kind]]
-            if unknown:
-                report(
-                    "W4", pointer, f"{_show(', '.join(unknown))} is not in the draft; name the extension in /extensions"
-                )
+        _unknown(document, "", "", report)
+        for kind in ARRAYS:
+            for index, entry in arrays[kind]:
+                if not entry.keys() <= _KNOWN[kind]:
+                    _unknown(entry, kind, f"/{kind}/{index}", report)
+
+
+def _unknown(entry: dict[str, Any], kind: str, pointer: str, report: _Report) -> None:
+    unknown = [name for name in entry if name not in _KNOWN[kind]]
+    if unknown:
+        report("W4", pointer, f"{_show(', '.join(unknown))} is not in the draft; name the extension in /extensions")
 
 
 def _objects(document: dict[str, Any], name: str, report: _Report) -> list[tuple[int, dict[str, Any]]]:
@@ -238,6 +244,7 @@ class _Entries:
     def __init__(self, arrays: dict[str, list[tuple[int, dict[str, Any]]]], report: _Report) -> None:
         self.arrays = arrays
         self.report = report
+        self.counts = {name: range(len(entries)) for name, entries in arrays.items()}
         self.types = [entry.get("type") for _, entry in arrays["dialog"]]
 
     def check(self) -> None:
@@ -286,6 +293,17 @@ class _Entries:
         _date(dialog, "start", pointer, report, required=True, rule="E10")
         self._index(dialog, "parties", "parties", pointer, nested=True)
         self._index(dialog, "originator", "parties", pointer)
+        # Most dialogs are one of these two, and have none of those.
+        if kind not in ("recording", "text") or not _UNCOMMON.isdisjoint(dialog):
+            self._uncommon(dialog, kind, index, pointer)
+        if dialog.get("body") not in (None, "") and not dialog.get("mediatype"):
+            report("E9", f"{pointer}/mediatype", "is missing; an inline body needs it")
+        mediatype = dialog.get("mediatype")
+        if isinstance(mediatype, str) and mediatype.partition(";")[0].strip().lower() not in _MEDIATYPES:
+            report("W11", f"{pointer}/mediatype", f"{_show(mediatype)} is none of {', '.join(_MEDIATYPES)}")
+        _content(dialog, pointer, report)
+
+    def _uncommon(self, dialog: dict[str, Any], kind: Any, index: int, pointer: str) -> None:
         for name in _TO_PARTIES:
             self._index(dialog, name, "parties", pointer)
         for name in (*_TO_DIALOG, "recordings", "recording_set"):
@@ -295,13 +313,7 @@ class _Entries:
         self._history(dialog, pointer)
         session = dialog.get("session_id")
         if session is not None and not _mirrors(session, dialog.get("parties"), 2):
-            report("E18", f"{pointer}/session_id", "must be an object, or a list that mirrors parties")
-        if dialog.get("body") not in (None, "") and not dialog.get("mediatype"):
-            report("E9", f"{pointer}/mediatype", "is missing; an inline body needs it")
-        mediatype = dialog.get("mediatype")
-        if isinstance(mediatype, str) and mediatype.partition(";")[0].strip().lower() not in _MEDIATYPES:
-            report("W11", f"{pointer}/mediatype", f"{_show(mediatype)} is none of {', '.join(_MEDIATYPES)}")
-        _content(dialog, pointer, report)
+            self.report("E18", f"{pointer}/session_id", "must be an object, or a list that mirrors parties")
 
     def _kind(self, dialog: dict[str, Any], kind: Any, pointer: str) -> None:
         report, disposition = self.report, dialog.get("disposition")
@@ -355,10 +367,17 @@ class _Entries:
             _date(item, "time", at, self.report, required=True)
 
     def _index(self, entry: dict[str, Any], name: str, array: str, pointer: str, *, nested: bool = False) -> None:
-        for where, value in _flat(entry.get(name), f"{pointer}/{name}", 2 if nested else 1):
+        given = entry.get(name)
+        if (
+            given is None
+            or (type(given) is int and given in self.counts[array])
+            or (isinstance(given, list) and all(type(at) is int and at in self.counts[array] for at in given))
+        ):
+            return
+        for where, value in _flat(given, f"{pointer}/{name}", 2 if nested else 1):
             if not _is_index(value):
                 self.report("E16", where, f"is {_show(value)}; an index into /{array} is an integer from 0")
-            elif value >= len(self.arrays[array]):
+            elif value not in self.counts[array]:
                 self.report("E15", where, f"is {_show(value)}, but /{array} has {len(self.arrays[array])} entries")
 
 

@@ -10,6 +10,7 @@ from conserver.chain import Chain, describe
 from conserver.config import Config
 from conserver.errors import ConfigError, StorageError
 from conserver.settings import Settings
+from conserver.storage_calls import StorageCall
 
 log = logging.getLogger(__name__)
 
@@ -32,20 +33,7 @@ def load(config: Config, settings: Settings) -> tuple[dict[str, Chain], list[com
 
     Storages that no chain here uses are read from as well, so they are imported if they can be.
     """
-    components.use_folder(config.folder)
-    try:
-        components.load_imports(config)
-    except ConfigError as error:
-        log.error("%s; what needs it will fail", error)
-    # Not by way of `outbound`: its HTTP client costs a worker a third of its start, and not every config uses it.
-    outbound_policy.configure(config.outbound)
-    storages: dict[str, components.Storage] = {}
-    broken: dict[str, ConfigError] = {}
-    for name, storage in config.storages.items():
-        try:
-            storages[name] = components.load_storage(storage)
-        except ConfigError as error:
-            broken[name] = error
+    storages, broken = load_storages(config)
     chains: dict[str, Chain] = {}
     for name in chains_of(config, settings):
         chain = config.chains[name]
@@ -60,17 +48,43 @@ def load(config: Config, settings: Settings) -> tuple[dict[str, Chain], list[com
     return chains, list(storages.values())
 
 
-def read_through(storages: list[components.Storage], uuid: str) -> dict[str, Any] | None:
+def load_storages(config: Config) -> tuple[dict[str, components.Storage], dict[str, ConfigError]]:
+    """Import `imports` and all storages; return the storages that can be used, and why the others cannot."""
+    components.use_folder(config.folder)
+    try:
+        components.load_imports(config)
+    except ConfigError as error:
+        log.error("%s; what needs it will fail", error)
+    # Not by way of `outbound`: its HTTP client costs a worker a third of its start, and not every config uses it.
+    outbound_policy.configure(config.outbound)
+    storages: dict[str, components.Storage] = {}
+    broken: dict[str, ConfigError] = {}
+    for name, storage in config.storages.items():
+        try:
+            storages[name] = components.load_storage(storage)
+        except ConfigError as error:
+            broken[name] = error
+    return storages, broken
+
+
+def read_through(
+    storages: list[components.Storage], uuid: str, *, timeout_secs: float | None = None
+) -> dict[str, Any] | None:
     """Return the vCon from the first of *storages*, in the order of the config, that gives it back.
 
-    StorageError if none does and one could not be asked: it may be there.
+    StorageError if none does and one could not be asked: it may be there. With *timeout_secs* one that takes longer
+    than its own timeout, or else this, is left behind.
     """
     silent: list[str] = []
     for storage in storages:
         if storage.get is None:
             continue
         try:
-            document: dict[str, Any] | None = storage.get(uuid, storage.options)
+            document: dict[str, Any] | None = (
+                storage.get(uuid, storage.options)
+                if timeout_secs is None
+                else StorageCall(storage, storage.get, uuid, timeout_secs).result()
+            )
         except Exception as error:  # noqa: BLE001  storages are other people's code
             why = describe(error, storage.secrets)
             log.warning("storage %r could not read vCon %s: %s", storage.name, uuid, why)

