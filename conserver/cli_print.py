@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from conserver.feed import Fed
     from conserver.findings import Finding
     from conserver.settings import Settings
-    from conserver.tryout import Trial
+    from conserver.trial import Trial
 
 #: It did not work, or not all of it; also a config with errors.
 EXIT_FAILED = 1

@@ -177,12 +177,15 @@ def _check_signature(what: str, name: str, module: Any, function: str) -> Proble
     return None
 
 
-def check(path: Path, env: Mapping[str, str] = os.environ) -> tuple[Config | None, list[Finding]]:
+def check(
+    path: Path, env: Mapping[str, str] = os.environ, text: str | None = None
+) -> tuple[Config | None, list[Finding]]:
     """Do all that `conserver check` does, and `conserver run` before it starts: the file, then the components.
 
-    The config is None if any of the findings, which are sorted, is an error.
+    With *text* it is taken for what stands in the file. The config is None if any of the findings, which are sorted,
+    is an error.
     """
-    config, findings = draft_config(path, env)
+    config, findings = draft_config(path, env, text)
     _check_components(config, findings, env, IMPORT_LIMIT_SECS)
     found = findings.sorted()
     return (None if has_errors(found) else config), found

@@ -5,34 +5,32 @@ It runs as it would in a worker, claim included, on a throw-away server; only th
 
 from __future__ import annotations
 
-import difflib
 import os
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from conserver import components
-from conserver.chain import Chain, Run
+from conserver import components, outbound_policy
+from conserver.chain import Chain
 from conserver.components import Link, Storage
 from conserver.config import ChainConfig, Config, LinkConfig, StorageConfig, load_config
 from conserver.embedded import temporary_server
-from conserver.errors import ConfigError, NotAVcon, ServerError, VconNotFound
-from conserver.findings import Findings, did_you_mean
+from conserver.errors import ConfigError, NotAVcon, ServerError
+from conserver.findings import Findings, did_you_mean, without
 from conserver.outcomes import settlement
 from conserver.queue import Queue
+from conserver.run import Outcome, Run
 from conserver.session import Session
 from conserver.settings import Settings
 from conserver.store import VconStore
+from conserver.trial import Step, Trial, Watch
 from conserver.vcon import Vcon, migrate
 from conserver.workload import read_through
 from conserver.yamlnodes import read_yaml
 
 _LIST = "try"
-_LONGEST_LINE = 160
 
 
 @dataclass(frozen=True)
@@ -45,37 +43,10 @@ class Plan:
     warnings: tuple[str, ...] = ()
     """About the options, as `conserver check` has them."""
 
-
-@dataclass
-class Step:
-    """What one link did."""
-
-    link: str
-    secs: float = 0.0
-    result: str | None = None
-    error: str = ""
-    changes: list[str] = field(default_factory=list)
-    """A unified diff of the vCons that it was given and that it led to, as indented JSON."""
-
-
-@dataclass
-class Trial:
-    """What came of it."""
-
-    migrated: list[str]
-    """What migration changed before the first link."""
-    steps: list[Step]
-    skipped: list[str]
-    """Links whose condition (`when`) the vCon does not meet."""
-    ending: str
-    """What the outcome leads to: delivered, stopped, delayed (it would be tried again), dead or returned."""
-    error: str
-    traceback: str
-    """What a link raised, unless it is a LinkError; its traceback begins in the link."""
-    uuid: str
-    pushes: list[tuple[str, str]]
-    """(list, UUID), as they would be made with the settlement."""
-    storage_errors: dict[str, str]
+    @property
+    def secrets(self) -> frozenset[str]:
+        """Values of options that may not be repeated."""
+        return frozenset[str]().union(*(link.secrets for link in self.links), *(s.secrets for s in self.storages))
 
 
 def plan(target: str, settings: Settings, options: Sequence[str] = (), *, with_storages: bool = False) -> Plan:
@@ -96,9 +67,10 @@ def plan(target: str, settings: Settings, options: Sequence[str] = (), *, with_s
             f"no such chain{did_you_mean(target, known)}"
         )
     components.use_folder(settings.config_file.absolute().parent)
+    warnings = _prepare(config) if config is not None else []
     name = target.rpartition(".")[2]
     link = LinkConfig(name=name, module=target, options=dict(_option(option) for option in options))
-    return _loaded(ChainConfig(name=_LIST, links=(name,)), [link], [])
+    return _loaded(ChainConfig(name=_LIST, links=(name,)), [link], [], warnings)
 
 
 def _plan_chain(config: Config, chain: ChainConfig, options: Sequence[str], *, with_storages: bool) -> Plan:
@@ -112,16 +84,36 @@ def _plan_chain(config: Config, chain: ChainConfig, options: Sequence[str], *, w
                 f"({', '.join(chain.links)}){did_you_mean(link, chain.links)}"
             )
         changed.setdefault(link, {})[name] = value
+    return plan_chain(config, chain, changed, with_storages=with_storages)
+
+
+def plan_chain(
+    config: Config, chain: ChainConfig, changed: Mapping[str, Mapping[str, Any]], *, with_storages: bool = False
+) -> Plan:
+    """Import what *chain*, which is made of links of *config*, needs, with *changed* options by link."""
     components.use_folder(config.folder)
+    warnings = _prepare(config)
     links = [
         config.links[name].model_copy(update={"options": {**config.links[name].options, **changed.get(name, {})}})
         for name in chain.links
     ]
-    return _loaded(chain, links, [config.storages[name] for name in chain.storages if with_storages])
+    return _loaded(chain, links, [config.storages[name] for name in chain.storages if with_storages], warnings)
 
 
-def _loaded(chain: ChainConfig, links: Sequence[LinkConfig], storages: Sequence[StorageConfig]) -> Plan:
-    warnings = [problem.message for link in links for problem in components.load("link", link)[2]]
+def _prepare(config: Config) -> list[str]:
+    """Do what a worker does before it imports its chains, and return what it would complain about."""
+    outbound_policy.configure(config.outbound)
+    try:
+        components.load_imports(config)
+    except ConfigError as error:
+        return [f"{error}; what needs it will fail"]
+    return []
+
+
+def _loaded(
+    chain: ChainConfig, links: Sequence[LinkConfig], storages: Sequence[StorageConfig], warnings: Sequence[str]
+) -> Plan:
+    warnings = [*warnings, *(problem.message for link in links for problem in components.load("link", link)[2])]
     loaded = (tuple(map(components.load_link, links)), tuple(map(components.load_storage, storages)))
     return Plan(chain, *loaded, tuple(dict.fromkeys(warnings)))
 
@@ -139,82 +131,89 @@ def _option(option: str) -> tuple[str, Any]:
 
 def try_out(plan: Plan, file: Path, settings: Settings) -> Trial:
     """Run *plan* on the vCon in *file*; raise NotAVcon if there is none in it, OSError if it cannot be read."""
-    if not plan.config.links and not plan.storages:
-        raise ConfigError(f"chain {plan.config.name!r} has no links: there is nothing to try")
     data = file.read_bytes()
-    try:
-        vcon = Vcon.parse(data, migrate=False, max_bytes=settings.max_vcon_bytes)
-    except NotAVcon as error:
-        raise NotAVcon(f"{file}: {error}") from error
-    migrated = migrate(vcon.document)
     with temporary_server() as url:
         # Components without a server of their own use that of REDIS_URL, which here must not be a real one.
         os.environ["REDIS_URL"] = url
-        store = VconStore(url, settings, lambda uuid: read_through(list(plan.storages), uuid))
-        store.create(vcon)
-        Queue(url, "try").push(_LIST, [str(vcon.uuid)])
-        session = Session(url, "try:1")
-        session.join([_LIST])
-        trip = session.trip([], {_LIST: 1})
-        if trip.trouble or not trip.claims:
-            raise ServerError(f"the throw-away server does not work: {trip.trouble}")
-        steps: list[Step] = []
-        links = [replace(link, run=_watched(link, store, steps)) for link in plan.links]
-        chain = Chain(plan.config, links, plan.storages, settings)
-        run = Run(trip.claims[0], chain, store)
-        outcome = run.outcome = chain.run(run)
-        end = settlement(run, outcome, "try")
-    egress = [(name, str(value)) for kind, name, value, _ in end.operations if kind == "R"]
-    ran = {step.link for step in steps}
+        try:
+            return try_on(data, plan, url, settings)
+        except NotAVcon as error:
+            raise NotAVcon(f"{file}: {error}") from error
+
+
+def try_on(
+    data: bytes,
+    plan: Plan,
+    url: str,
+    settings: Settings,
+    *,
+    notice: Callable[[int, Step], None] = lambda number, step: None,
+    notice_stage: Callable[[str], None] = lambda stage: None,
+) -> Trial:
+    """Run *plan* on the vCon *data*, on the server at *url*, which nobody else uses; raise NotAVcon if it is none.
+
+    *notice* is told each step and its number, when it begins and when it has ended; *notice_stage* where the run is,
+    as in "storage 'file'".
+    """
+    if not plan.config.links and not plan.storages:
+        raise ConfigError(f"chain {plan.config.name!r} has no links: there is nothing to try")
+    # The throw-away server has no JSON module.
+    settings = replace(settings, redis_url=url, redis_format="string")
+    vcon = Vcon.parse(data, migrate=False, max_bytes=settings.max_vcon_bytes)
+    migrated, given = migrate(vcon.document), str(vcon.uuid)
+    bases = {given: vcon.to_bytes()}
+
+    def fetch(uuid: str) -> dict[str, Any] | None:
+        document = read_through(list(plan.storages), uuid)
+        if document is not None:
+            bases[uuid] = Vcon(document).to_bytes()
+        return document
+
+    store = VconStore(url, settings, fetch)
+    store.create(vcon)
+    watch = Watch(store, bases, plan.secrets, notice)
+    chain = Chain(plan.config, [watch.watched(link) for link in plan.links], plan.storages, settings)
+    run = _claimed(given, chain, store, url)
+    run.board = lambda what, deadline: notice_stage(what.decode("utf-8", "replace"))
+    run.outcome = chain.run(run)
+    with suppress(ServerError):
+        watch.look()
+    return _trial(plan, run, run.outcome, watch, given=given, migrated=migrated)
+
+
+def _claimed(uuid: str, chain: Chain, store: VconStore, url: str) -> Run:
+    Queue(url, "try").push(_LIST, [uuid])
+    session = Session(url, "try:1")
+    session.join([_LIST])
+    trip = session.trip([], {_LIST: 1})
+    if trip.trouble or not trip.claims:
+        raise ServerError(f"the throw-away server does not work: {trip.trouble}")
+    return Run(trip.claims[0], chain, store)
+
+
+def _trial(plan: Plan, run: Run, outcome: Outcome, watch: Watch, *, given: str, migrated: list[str]) -> Trial:
+    end = settlement(run, outcome, "try")
+    well = outcome.kind in ("delivered", "stopped")
+    changed = [uuid for uuid, text in watch.texts.items() if text != watch.bases.get(uuid)]
+    texts = {uuid: text.decode() for uuid, text in watch.texts.items() if uuid == given or uuid in changed}
+    ran = {step.link for step in watch.steps}
     passed = plan.config.links[: run.done]
     return Trial(
         migrated=migrated,
-        steps=steps,
+        steps=watch.steps,
         skipped=[link.name for link in plan.links if link.when and link.name in passed and link.name not in ran],
         ending=run.ending,
-        error=outcome.error,
-        traceback=outcome.traceback,
+        error=without(plan.secrets, outcome.error),
+        traceback=without(plan.secrets, outcome.traceback),
         uuid=outcome.uuid,
-        pushes=egress if outcome.kind in ("delivered", "stopped") else [],
-        storage_errors=outcome.storage_errors,
+        pushes=[(name, str(value)) for kind, name, value, _ in end.operations if well and kind == "R"],
+        storage_errors={name: without(plan.secrets, error) for name, error in outcome.storage_errors.items()},
+        given=given,
+        asked=list(run.pushes) if well else [],
+        egress=[(name, outcome.uuid) for name in plan.config.egress_lists if outcome.kind == "delivered"],
+        expire_secs=run.expire_secs if well else None,
+        vcons=texts,
+        changed=changed,
+        deleted=[uuid for uuid in watch.bases if uuid not in watch.texts],
+        bases={uuid: watch.bases[uuid].decode() for uuid in changed if uuid in watch.bases and uuid != given},
     )
-
-
-def _watched(link: Link, store: VconStore, steps: list[Step]) -> Callable[[str, str, Any], Any]:
-    """Return the link's run, which leaves a Step behind."""
-
-    def run(uuid: str, name: str, options: Any) -> Any:
-        step = Step(link.name)
-        steps.append(step)
-        before = {uuid: _text(store, uuid)}
-        began = time.monotonic()
-        try:
-            result = link.run(uuid, name, options)
-            step.result = str(result) if result else None
-            return result
-        except BaseException as error:
-            step.error = f"{type(error).__name__}: {error}"
-            raise
-        finally:
-            step.secs = time.monotonic() - began
-            for one in dict.fromkeys([uuid, step.result or uuid]):
-                step.changes += _difference(one, before.get(one, ""), _text(store, one))
-
-    return run
-
-
-def _text(store: VconStore, uuid: str) -> str:
-    try:
-        return msgspec.json.format(store.read(uuid), indent=2).decode()
-    except VconNotFound:
-        return ""
-
-
-def _difference(uuid: str, before: str, after: str) -> list[str]:
-    names = (f"{uuid} before", f"{uuid} after")
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), *names, n=2, lineterm="")
-    return [_cut(line) for line in lines]
-
-
-def _cut(line: str) -> str:
-    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}… ({len(line):,} characters)"

@@ -14,7 +14,8 @@ import pytest
 
 from conserver.errors import ConfigError, NotAVcon
 from conserver.settings import Settings
-from conserver.tryout import Trial, plan, try_out
+from conserver.trial import Trial
+from conserver.tryout import plan, try_out
 
 CONFIG = """\
 links:
@@ -153,3 +154,31 @@ def test_a_config_with_errors_is_needed_for_chains_only(settings: Settings) -> N
     assert trial(settings, "links.tag").ending == "delivered"
     with pytest.raises(ConfigError, match=r"'main' is no module, and chains cannot be looked up: .*error\[syntax\]"):
         plan("main", settings)
+
+
+def test_the_throw_away_server_needs_no_json_module(settings: Settings) -> None:
+    """Whatever the real one is told to store."""
+    assert trial(replace(settings, redis_format="json"), "links.tag").ending == "delivered"
+
+
+def test_imports_of_the_config_come_first(settings: Settings) -> None:
+    """As in a worker: one that fails is worth a word."""
+    settings.config_file.write_text(CONFIG + "imports: {mine: {module: no_such_module}}\n")
+    planned = plan("main", settings)
+
+    assert planned.warnings == (
+        "import 'mine': there is no module no_such_module; is it spelt right, and in the folder of the config?; "
+        "what needs it will fail",
+    )
+
+
+def test_a_link_may_change_others_too(settings: Settings) -> None:
+    """All that was made is told, the vCon that it was given first."""
+    source = FIRST.replace('push("side", uuid)', "vcons.save(Vcon.build_new())").replace("push,", "Vcon,")
+    (settings.config_file.parent / "links" / "loud.py").write_text(source)
+    done = trial(settings, "links.loud")
+
+    [step] = done.steps
+    assert step.changed[0] == done.given == done.uuid
+    assert sorted(step.changed) == sorted(done.changed) == sorted(done.vcons)
+    assert len(step.changed) == 2
