@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from conserver import rules
 from conserver.configmodel import (
+    ApiConfig,
     ChainConfig,
     Component,
     Config,
@@ -68,13 +69,13 @@ def load_config(path: Path, env: Mapping[str, str] = os.environ) -> tuple[Config
     return (None if has_errors(found) else config), found
 
 
-def draft_config(path: Path, env: Mapping[str, str]) -> tuple[Config, Findings]:
+def draft_config(path: Path, env: Mapping[str, str], text: str | None = None) -> tuple[Config, Findings]:
     """Read the file like `load_config`, but give what can be understood of it even when there are errors.
 
-    For checks that want to go on; never for running.
+    With *text* it is taken for what stands in the file. For checks that want to go on; never for running.
     """
     findings = Findings(str(path))
-    text = _read_file(path, findings)
+    text = read_file(path, findings) if text is None else text
     root = read_yaml(text, env, findings)
     if root is not None and not isinstance(root, dict):
         findings.value(
@@ -86,7 +87,8 @@ def draft_config(path: Path, env: Mapping[str, str]) -> tuple[Config, Findings]:
     return config.model_copy(update={"waiting": waiting}), findings
 
 
-def _read_file(path: Path, findings: Findings) -> str:
+def read_file(path: Path, findings: Findings) -> str:
+    """Give the text of a config file, or "" after a finding that says why it cannot be read."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -111,6 +113,7 @@ def _read_file(path: Path, findings: Findings) -> str:
 
 
 _N = TypeVar("_N", bound=Named)
+_M = TypeVar("_M", bound=BaseModel)
 
 
 class _Builder:
@@ -138,23 +141,24 @@ class _Builder:
             followers=self._components("followers", "follower", FollowerConfig),
             ingress_auth=self._ingress_auth(),
             hooks=self._section("hooks"),
-            outbound=self._outbound(),
+            outbound=self._one("outbound", OutboundPolicy),
+            api=self._one("api", ApiConfig),
             places=self._findings.places,
         )
 
-    def _outbound(self) -> OutboundPolicy:
-        fields = {key: value for key, value in self._section("outbound").items() if value is not None}
-        known = list(OutboundPolicy.model_fields)
+    def _one(self, section: str, model: type[_M]) -> _M:
+        fields = {key: value for key, value in self._section(section).items() if value is not None}
+        known = list(model.model_fields)
         for key in sorted(fields.keys() - known):
-            message = f"outbound has an unknown field {key!r}{did_you_mean(key, known)}"
-            self._findings.key("unknown-field", ("outbound", key), message)
+            message = f"{section} has an unknown field {key!r}{did_you_mean(key, known)}"
+            self._findings.key("unknown-field", (section, key), message)
             del fields[key]
         try:
-            return OutboundPolicy(**fields)
+            return model(**fields)
         except ValidationError as error:
             for problem in error.errors(include_url=False):
-                self._note("outbound", ("outbound",), fields, problem)
-        return OutboundPolicy()
+                self._note(section, (section,), fields, problem)
+        return model()
 
     def _section(self, section: str) -> dict[str, Any]:
         raw = self._root.get(section)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -79,15 +81,60 @@ class ImportConfig(Named):
     pip_name: str | None = None
 
 
+def _http_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.query or parts.fragment)
+        fits = fits and (parts.port is None or parts.port > 0)
+    except ValueError:
+        fits = False
+    if not fits:
+        # It may have a password.
+        raise ValueError("must be the URL of an HTTP API, as in https://other.example/api")
+    return value
+
+
 class FollowerConfig(Named):
     """Another conserver whose egress list is pulled."""
 
-    url: str
-    egress_list: str
+    url: Annotated[str, AfterValidator(_http_url)]
+    egress_list: str = Field(min_length=1)
     follower_ingress_list: str
     auth_token: str = Field(repr=False)
     pulling_interval: _Secs
     fetch_vcon_limit: _Whole = Field(ge=1)
+
+
+def _scope(value: str) -> str:
+    if value in ("read", "write", "admin") or (value.startswith("ingress:") and len(value) > 8):
+        return value
+    raise ValueError(f"must be read, write, admin or ingress:LIST, not {value[:60]!r}")
+
+
+def _digest(value: str) -> str:
+    if re.fullmatch(r"sha256:[0-9a-f]{64}", value):
+        return value
+    # What stands there may be the token itself.
+    raise ValueError("must be sha256: and 64 hexadecimal digits; 'conserver token' makes one")
+
+
+class TokenConfig(Model):
+    """A token of the API: what it may do, and the digest that it is known by."""
+
+    digest: Annotated[str, AfterValidator(_digest)] = Field(repr=False)
+    scopes: tuple[Annotated[str, AfterValidator(_scope)], ...] = Field(min_length=1)
+
+
+class ApiConfig(Model):
+    """What the API lets in."""
+
+    tokens: dict[str, TokenConfig] = {}
+    on_existing: Literal["refuse", "replace"] = "refuse"
+    """What a create does when another version is stored under the UUID."""
+    validation: Literal["lenient", "strict"] = "lenient"
+    """Whether only those errors refuse a vCon that make it unusable, or all."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call the API from a browser."""
 
 
 class ChainConfig(Named):
@@ -121,6 +168,7 @@ class Config(Model):
     followers: dict[str, FollowerConfig] = {}
     ingress_auth: dict[str, tuple[str, ...]] = Field(default={}, repr=False)
     """List -> the keys that `POST /vcon/external-ingress` takes for it."""
+    api: ApiConfig = Field(default_factory=ApiConfig)
     hooks: dict[str, Any] = Field(default={}, repr=False)
     outbound: OutboundPolicy = Field(default_factory=OutboundPolicy)
     """What URLs that come from vCons and API clients may reach."""

@@ -82,6 +82,27 @@ class ComponentError(ConfigError):
         self.problems = problems
 
 
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """What is said about a config that a client sends; `pointer` is the JSON pointer of the place in it."""
+
+    pointer: str
+    level: Level
+    rule: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.pointer or '/'}: {self.message}"
+
+
+class ConfigRefused(ConfigError):
+    """A config that a client sends cannot be used; `remarks` says the same place by place, warnings included."""
+
+    def __init__(self, remarks: Iterable[Remark]) -> None:
+        self.remarks = tuple(remarks)
+        super().__init__("; ".join(str(remark) for remark in self.remarks if remark.level == "error"))
+
+
 class Substituted(str):
     """Text of the config in which `${VAR}` was replaced.
 
@@ -173,6 +194,11 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
 
 
+def pointer(path: Path) -> str:
+    """Write a path as a JSON pointer (RFC 6901)."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+
+
 def did_you_mean(name: object, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """Give the end of a message that names the nearest known name; empty when there is none."""
     if not isinstance(name, str) or (isinstance(name, Substituted) and name.hidden):
@@ -200,7 +226,7 @@ def shown(value: Any, path: Path = ()) -> str:
         return HIDDEN
     if isinstance(value, bool):
         return str(value).lower()
-    text = repr(_USERINFO.sub(HIDDEN, value)) if isinstance(value, str) else str(value)
+    text = repr(_without_passwords(value)) if isinstance(value, str) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -208,6 +234,10 @@ def shown(value: Any, path: Path = ()) -> str:
 _INSIDE = re.compile(
     r"://[^/@\s:]*:([^@/\s]+)@|(?:password|passwd|pwd|secret|token|key|credential)s?=([^&;\s'\"]+)", re.IGNORECASE
 )
+
+
+def _without_passwords(text: str) -> str:
+    return _INSIDE.sub(lambda match: match[0].replace(match[1] or match[2], HIDDEN), _USERINFO.sub(HIDDEN, text))
 
 
 def secrets_of(value: Any, path: Path = ()) -> set[str]:

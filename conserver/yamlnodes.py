@@ -58,9 +58,10 @@ class _TooMuch(Exception):
     """The file goes deeper, or with its aliases is larger, than any config."""
 
 
-def read_yaml(text: str, env: Mapping[str, str], findings: Findings) -> Any:
+def read_yaml(text: str, env: Mapping[str, str] | None, findings: Findings) -> Any:
     """Read one YAML document; None for an empty one.
 
+    Without *env* what has a `$` stays as it is written, as `Substituted`, which knows whether it was a plain `${VAR}`.
     Sets `findings.places` and notes what is wrong. After a `syntax` finding the result is None.
     """
     if control := _CONTROL.search(text):
@@ -100,6 +101,11 @@ def resolve(text: str) -> Any:
     return text
 
 
+def reads_as_text(text: str) -> bool:
+    """Say whether a plain scalar of this text means the text, and not a number or nothing or a mistake."""
+    return not _AMBIGUOUS.match(text) and isinstance(resolve(text), str)
+
+
 def _check_depth(text: str) -> None:
     # compose() recurses in C and takes the process down on deep nesting, so the flat stream of events goes first.
     depth = 0
@@ -131,7 +137,7 @@ def _note_syntax(error: yaml.MarkedYAMLError, text: str, findings: Findings) -> 
 
 
 class _Reader:
-    def __init__(self, env: Mapping[str, str], findings: Findings) -> None:
+    def __init__(self, env: Mapping[str, str] | None, findings: Findings) -> None:
         self._env = env
         self._findings = findings
         self._places = findings.places
@@ -233,6 +239,9 @@ class _Reader:
         return value
 
     def _substituted(self, node: yaml.ScalarNode, *, whole: bool) -> str:
+        env = self._env
+        if env is None:
+            return Substituted(node.value, whole=whole and bool(_VARIABLE.fullmatch(node.value)))
         hidden = False
         variables = 0
 
@@ -246,9 +255,9 @@ class _Reader:
                 self._findings.at("bad-value", *_place(node), message)
                 return ""
             variables += 1
-            if self._env.get(name) or (name in self._env and default is None):
+            if env.get(name) or (name in env and default is None):
                 hidden = True
-                return self._env[name]
+                return env[name]
             if default is None:
                 message = f"environment variable {name} is not set; set it, or write ${{{name}:-default}}"
                 self._findings.at("missing-env", *_place(node), f"{message} ($${{{name}}} if it is no variable)")

@@ -625,6 +625,43 @@ def test_only_a_slip_of_an_ingress_list_is_worth_a_warning(tmp_path: Path, egres
     assert any("egress-without-consumer" in line for line in told) is warned
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("url", "peer.example", "bad-value] follower 'p': url must be the URL of an HTTP API, as in https://other"),
+        (
+            "url",
+            "ftp://peer.example",
+            "bad-value] follower 'p': url must be the URL of an HTTP API, as in https://other",
+        ),
+        ("url", "http://", "bad-value] follower 'p': url must be the URL of an HTTP API, as in https://other"),
+        (
+            "url",
+            "http://peer:99999",
+            "bad-value] follower 'p': url must be the URL of an HTTP API, as in https://other",
+        ),
+        ("url", "http://peer/?a=b", "bad-value] follower 'p': url must be the URL of an HTTP API, as in https://other"),
+        ("egress_list", "''", "bad-value] follower 'p': egress_list must not be empty"),
+        ("follower_ingress_list", "''", "bad-value] follower 'p': '' cannot be a list: it must not be empty or begin"),
+        ("follower_ingress_list", "vcon:x", "bad-value] follower 'p': 'vcon:x' cannot be a list: it must not be empty"),
+        (
+            "follower_ingress_list",
+            "analyis",
+            "egress-without-consumer] follower 'p': no chain reads the list 'analyis'; did you mean 'analysis'?",
+        ),
+    ],
+)
+def test_a_follower_that_could_not_work_is_found(tmp_path: Path, field: str, value: str, said: str) -> None:
+    """Before it has pulled anything to nowhere."""
+    fields = {"url": "https://peer.example/api", "egress_list": "out", "follower_ingress_list": "analysis"}
+    fields |= {"auth_token": "x", "pulling_interval": "5", "fetch_vcon_limit": "10", field: value}
+    text = "followers: {p: {" + ", ".join(f"{name}: {given}" for name, given in fields.items()) + "}}\n"
+    told = found(tmp_path, text + "chains: {c: {links: [], ingress_lists: [analysis]}}\n")
+
+    assert len(told) == 1
+    assert said in told[0]
+
+
 def test_outbound_says_what_urls_of_vcons_may_reach(tmp_path: Path) -> None:
     """The section becomes the policy, and what it does not know or cannot mean is found."""
     (tmp_path / "good.yml").write_text("outbound: {allow_private: [10.1.0.0/16, audio.local], allow_file: true}\n")
