@@ -22,7 +22,7 @@ from typing import Any
 import httpcore
 import httpx
 
-from conserver.errors import OutboundError, OutboundRefused
+from conserver.errors import OutboundError, OutboundRefused, OutboundTooLarge
 from conserver.outbound_policy import OutboundPolicy
 
 
@@ -104,7 +104,7 @@ def _read_body(answer: httpcore.Response, headers: httpx.Headers, limits: Limits
         except zlib.error as error:
             raise httpcore.RemoteProtocolError(f"the answer is not gzip: {error}") from error
         if max(received, len(body)) > limits.max_bytes:
-            raise OutboundRefused(f"{where}: the answer is larger than {limits.max_bytes} bytes")
+            raise OutboundTooLarge(f"{where}: the answer is larger than {limits.max_bytes} bytes")
     if unpacker is not None and received and not unpacker.eof:
         raise httpcore.RemoteProtocolError("the packed answer ends too early")
     return bytes(body)

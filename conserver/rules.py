@@ -38,6 +38,7 @@ def apply(config: Config, findings: Findings) -> dict[str, str]:
     _check_unused(config, findings)
     _check_lists(config, findings)
     _check_egress(config, findings)
+    _check_followers(config, findings)
     _check_cycles(config, findings)
     _check_now_enforced(config, findings)
     _check_schedules(config, findings)
@@ -110,6 +111,20 @@ def _check_egress(config: Config, findings: Findings) -> None:
             if name not in ingress and near and path not in findings.places.hidden:
                 message = f"chain {chain.name!r}: no chain reads the egress list {name!r}; did you mean {near[0]!r}?"
                 findings.value("egress-without-consumer", path, message)
+
+
+def _check_followers(config: Config, findings: Findings) -> None:
+    ingress = {name: None for chain in config.chains.values() for name in chain.ingress_lists}
+    for follower in config.followers.values():
+        path = ("followers", follower.name, "follower_ingress_list")
+        name = follower.follower_ingress_list
+        near = [other for other in ingress if _is_typo(name, other)]
+        if not name or name.startswith(_OUR_KEYS):
+            message = f"{findings.shown(name, path)} cannot be a list: it must not be empty or begin with "
+            findings.value("bad-value", path, f"follower {follower.name!r}: {message}{' or '.join(_OUR_KEYS)}")
+        elif name not in ingress and near and path not in findings.places.hidden:
+            message = f"follower {follower.name!r}: no chain reads the list {name!r}; did you mean {near[0]!r}?"
+            findings.value("egress-without-consumer", path, message)
 
 
 def _is_typo(name: str, other: str) -> bool:
@@ -239,9 +254,6 @@ def _find_not_built(config: Config, findings: Findings) -> dict[str, str]:
     for chain in chains:
         if chain.schedule is not None:
             note(("chains", chain.name, "schedule"), f"chain {chain.name!r}: schedule", [chain])
-    for name in config.followers:
-        message = f"follower {name!r}: followers come with a later version; until then nothing is pulled"
-        findings.key("not-built", ("followers", name), message)
     return waiting
 
 

@@ -37,6 +37,7 @@ class Vitals:
             "egress": sorted({name for chain in host.config.chains.values() for name in chain.egress_lists}),
             "at": round(time.time(), 1),
             "stopping": host.stopping,
+            "services": host.services.status(),
             "workers": [
                 {
                     "name": process.name,
@@ -90,7 +91,9 @@ class Vitals:
                 chain = host.config.chain_of(entry.list) or ""
                 inflight[chain] = inflight.get(chain, 0) + 1
         gauges += [(telemetry.key("conserver.vcons.inflight", chain_name=c), float(n)) for c, n in inflight.items()]
-        return telemetry.exposition([ended, telemetry.metrics.snapshot(), *snapshots], gauges)
+        return telemetry.exposition(
+            [ended, telemetry.metrics.snapshot(), *host.services.snapshots(), *snapshots], gauges
+        )
 
     def _server_gauges(self) -> Iterable[tuple[telemetry.Key, float]]:
         host, length = self._host, "conserver.ingress_list.length"
@@ -103,6 +106,9 @@ class Vitals:
                 telemetry.key(length, ingress_list=f"storage:{storage}", kind="dlq"),
                 float(host.queue.dead_count(f"storage:{storage}")),
             )
+        for follower in host.config.followers:
+            name = f"follower:{follower}"
+            yield telemetry.key(length, ingress_list=name, kind="dlq"), float(host.queue.dead_count(name))
         for chain in host.queue.paused():
             yield telemetry.key("conserver.chain.paused", chain_name=chain), 1.0
         yield telemetry.key("conserver.redis.memory_used_bytes"), float(host.queue.server_info()["used_memory"])
