@@ -11,7 +11,7 @@ NO_PYTHON := Python 3.11 or later is needed, and none was found on PATH. \
 	Debian, Ubuntu: apt-get install python3 python3-venv; macOS: brew install python; or make PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-long faults soak mutants bench check format lock clean
+.PHONY: help setup run test test-long faults soak mutants bench check docs format lock clean
 
 define set_up
 @python="$(PYTHON)"; test -n "$$python" || { echo "$(NO_PYTHON)" >&2; exit 1; }; "$$python" tools/setup.py $(1)
@@ -58,6 +58,10 @@ check: ## format, lint, types, and config.yml: look, but change nothing
 	@$(BIN)/mypy
 	@$(BIN)/conserver check config.yml
 
+docs: ## write the list of endpoints in docs/reference/api.md anew
+	$(call set_up)
+	@$(BIN)/python -m tools.api_reference
+
 format: ## put all Python files into shape
 	$(call set_up,test dev)
 	@$(BIN)/ruff format .
@@ -67,5 +71,5 @@ lock: ## write constraints.txt anew with the newest versions (needs Python 3.11,
 	@python="$(PYTHON)"; test -n "$$python" || { echo "$(NO_PYTHON)" >&2; exit 1; }; "$$python" tools/lock.py
 
 clean: ## remove .venv, caches and what was built; data/ stays
-	@rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis *.egg-info
 	@find . -name __pycache__ -not -path './data/*' -prune -exec rm -rf {} +

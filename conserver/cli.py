@@ -5,6 +5,7 @@ docs/reference/cli.md describes commands, options and exit codes; the group `dlq
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from conserver.cli_dlq import dlq
 from conserver.cli_print import (
     EXIT_FAILED,
     EXIT_RUNS_ALREADY,
+    EXIT_USAGE,
     Format,
     Output,
     failed,
@@ -220,6 +222,52 @@ def pause(
     with serving(settings) as server:
         Queue(server.url, "pause").pause(chain, {"reason": reason, "since": now()})
     typer.echo(f"chain {chain!r} is paused; its vCons wait until '{command()} resume {chain}'")
+
+
+@app.command()
+def api(
+    config: ConfigFile = None,
+    host: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Instead of CONSERVER_API_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of CONSERVER_API_PORT.")] = None,
+) -> None:
+    """Serve the HTTP API alone, until Ctrl-C.
+
+    `run` serves it beside the workers; any number of these may stand behind a balancer.
+    """
+    from dataclasses import replace
+
+    from conserver import daemon
+
+    settings = settings_of(config)
+    changes: dict[str, Any] = {"api_host": host, "api_port": port if port is not None else settings.api_port or 0}
+    daemon.api(replace(settings, **{name: value for name, value in changes.items() if value is not None}), say)
+
+
+@app.command()
+def token(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; the audit log names it.")] = "client",
+    scopes: Annotated[
+        list[str] | None, typer.Option("--scope", metavar="SCOPE", help="read, write, admin or ingress:LIST; repeat.")
+    ] = None,
+) -> None:
+    """Make a token for the API, and print what is kept of it."""
+    from conserver.tokens import is_scope, new_token
+
+    wanted = scopes or ["write"]
+    if wrong := [scope for scope in wanted if not is_scope(scope)]:
+        raise failed(f"{wrong[0]!r} is no scope: read, write, admin or ingress:LIST", EXIT_USAGE)
+    if not name.isprintable() or name.startswith("#") or len(name.split()) != 1 or " " in name:
+        raise failed(f"{name!r} is no name of a token: one word that does not begin with #", EXIT_USAGE)
+    secret, digest = new_token()
+    typer.echo(f"token   {secret}")
+    typer.echo("It is shown once. What is kept of it is its digest, in one of these places:")
+    typer.echo("  config.yml:")
+    # YAML takes the strings of JSON; without quotes a name such as `no` is no name there.
+    entry = f"{json.dumps(name)}: {{digest: {json.dumps(digest)}, scopes: {json.dumps(wanted)}}}"
+    typer.echo(f"    api:\n      tokens:\n        {entry}")
+    if not any(c.isspace() or c == "," for scope in wanted for c in scope):
+        typer.echo("  a line in the file of CONSERVER_API_TOKEN_FILE:")
+        typer.echo(f"    {name} {','.join(wanted)} {digest}")
 
 
 @app.command()

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from socket import socket as Socket
 
-from conserver import components, telemetry
+from conserver import components, listening, telemetry
 from conserver.config import Config
 from conserver.errors import ConfigError, ConserverError, ServerError, SettingsError
 from conserver.feed import expand, feed
@@ -58,13 +59,39 @@ def run(settings: Settings, say: Say, *, examples: Path | None = None, newcomer:
         log.warning("%s", note)
     # Without the embedded server any number of hosts may work beside each other, also on one machine.
     alone = _alone(settings.data_dir) if newcomer and settings.redis_url is None else nullcontext()
-    with alone, serving(settings, patient=True) as server:
-        supervisor = Supervisor(server.url, settings, config, server=server.embedded)
+    with alone, serving(settings, patient=True) as server, _listening(settings, newcomer=newcomer) as socket:
+        supervisor = Supervisor(server.url, settings, config, server=server.embedded, listening=socket)
         if newcomer:
             fed = _feed_examples(server, settings, config, examples, say) if examples is not None else 0
             welcome = threading.Thread(target=_welcome, args=(supervisor, server, fed, say), daemon=True)
             welcome.start()
         supervisor.run()
+
+
+@contextmanager
+def _listening(settings: Settings, *, newcomer: bool) -> Iterator[Socket | None]:
+    if not newcomer or settings.api_port is None:
+        yield None
+        return
+    listening.check(settings)
+    # A port that nobody has asked for keeps nobody from work.
+    with listening.listen(settings, elsewhere="CONSERVER_API_PORT" not in os.environ) as socket:
+        yield socket
+
+
+def api(settings: Settings, say: Say) -> None:
+    """Serve the API alone until SIGTERM or Ctrl-C; raises as `run` does."""
+    # It costs half a second to import, which the workers' commands need not pay.
+    from conserver.api.serve import serve
+
+    _configure_logging(settings)
+    signal.signal(signal.SIGTERM, lambda *_: _end_early())
+    for note in settings.notes:
+        log.warning("%s", note)
+    listening.check(settings)
+    with serving(settings, patient=True) as server, listening.listen(settings) as socket:
+        say(f"the API listens on {listening.address_of(socket)}")
+        serve(settings, server.url, socket)
 
 
 def checked_config(settings: Settings, say: Say) -> Config:
@@ -180,6 +207,8 @@ def _welcome(supervisor: Supervisor, server: Server, fed: int, say: Say) -> None
     config, settings = supervisor.config, supervisor.settings
     try:
         say(f"redis: {server.describe(supervisor.queue.server_info())}")
+        if (address := supervisor.services.address()) is not None:
+            say(f"api:   {address}")
         chains = chains_of(config, settings)
         lists = [name for names in chains.values() for name in names]
         tick, ticks = threading.Event(), int(WELCOME_WAIT_SECS / _LOOK_SECS)

