@@ -13,6 +13,7 @@ from pathlib import Path
 from redis.exceptions import RedisError
 
 from bench import report
+from bench.api import api
 from bench.beside import lost, peers
 from bench.capacity import capacity
 from bench.growth import growth
@@ -37,6 +38,7 @@ SCENARIOS: dict[str, Callable[[Plan], list[Table]]] = {
     "recovery": recovery,
     "startup": startup,
     "growth": growth,
+    "api": api,
     "losses": lost,
 }
 #: Takes minutes and hardly changes, so it is not part of the quick ones.

@@ -20,6 +20,9 @@ from bench.plots import Bar, bars, lines, number
 
 #: The existing conserver, measured earlier on the same kind of machine: vCons/s of one worker process with one thread.
 EXISTING = {"noop": 376.0, "noop_info": 313.0, "tag_and_file": 200.0}
+#: And of its API: requests/s of one process with vCons of 5 kB, measured on another day.
+EXISTING_API = {"create": 750.0, "read": 2050.0}
+_LIBRARIES = ("redis", "hiredis", "msgspec", "pydantic", "httpx", "fastapi", "uvicorn", "uvloop", "httptools")
 _EXISTING_NOTE = "the existing conserver (measured earlier on the same kind of machine)"
 
 Tables = dict[str, Table]
@@ -126,6 +129,16 @@ GOALS = (
         _under(2, lambda t: _median(t, "latency", "1 list", "p50_ms")),
     ),
     Goal("the same: p99, ms", "under 10", _under(10, lambda t: _median(t, "latency", "1 list", "p99_ms"))),
+    Goal(
+        "API, creates of 5 kB: times the existing conserver",
+        "at least 2.5",
+        _at_least(2.5, lambda t: _median(t, "api", "create, 5 kB", "rate") / EXISTING_API["create"]),
+    ),
+    Goal(
+        "API, reads of 5 kB: times the existing conserver",
+        "at least 2",
+        _at_least(2, lambda t: _median(t, "api", "read, 5 kB", "rate") / EXISTING_API["read"]),
+    ),
 )
 
 
@@ -155,7 +168,7 @@ def document(plan: Plan, tables: Sequence[Table], server: Server) -> dict[str, A
             "load": os.getloadavg(),
             "python": platform.python_version(),
             "server": server.version(),
-            "libraries": {name: _version(name) for name in ("redis", "hiredis", "msgspec", "pydantic", "httpx")},
+            "libraries": {name: _version(name) for name in _LIBRARIES},
         },
         "plan": {"secs": plan.secs, "repeats": plan.repeats, "full": plan.full},
         "tables": [asdict(table) for table in tables],
@@ -223,6 +236,10 @@ def plot(folder: Path, tables: Tables) -> list[Path]:
         measured = sorted((row for row in tables["peers"].rows if row.runs), key=lambda row: row.median("rate"))
         rows = [_bar(row, other=row.name != OURS) for row in measured]
         drawn["task-queues"] = bars("No-op work with two worker processes, beside task queues", "a second", rows)
+    if "api" in tables:
+        existing = [_existing(rate, f"the existing conserver, {name}") for name, rate in EXISTING_API.items()]
+        rows = [_bar(row, other=row.name.endswith("bare")) for row in tables["api"].rows]
+        drawn["api"] = bars("The HTTP API, one process, 16 connections", "requests a second", [*existing, *rows])
     for name, title, label in (
         ("sizes", "What one vCon costs, by its size (links.tag and storage file)", "bytes a vCon"),
         ("lists", "What one vCon costs, by the number of lists", "ingress lists"),
@@ -246,5 +263,5 @@ def _bar(row: Row, label: str = "", *, other: bool = False) -> Bar:
     return Bar(label or row.name, row.median("rate"), min(runs), max(runs), other)
 
 
-def _existing(rate: float) -> Bar:
-    return Bar("the existing conserver, 1 worker", rate, rate, rate, True)
+def _existing(rate: float, label: str = "the existing conserver, 1 worker") -> Bar:
+    return Bar(label, rate, rate, rate, True)
