@@ -6,15 +6,18 @@ Rules of `check` and their examples have tests of their own, in test_check_docs.
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import typer
 import yaml
@@ -22,6 +25,10 @@ import yaml
 from conserver.cli import app
 from conserver.components import check, describe
 from conserver.settings import Settings
+from tests.commands import Folder
+from tests.conftest import missing
+from tests.waiting import wait_until
+from tools import api_reference
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -186,12 +193,44 @@ def test_every_metric_is_in_the_reference() -> None:
     named = {name for cell in cells for name in re.findall(r"`(conserver(?:\.[a-z_]+)+)`", cell)}
     found = {text for file in SOURCES for text in templates(ast.parse(file.read_text()))}
     metrics = {text for text in found if re.fullmatch(r"conserver(\.[a-z_]+)+", text)}
-    metrics -= {"conserver.links", "conserver.storages", "conserver.lock"}  # groups of entry points, a file
+    metrics -= {
+        "conserver.links",
+        "conserver.storages",
+        "conserver.lock",
+        "conserver.audit",
+    }  # entry points, a file, a log
     metrics = {m for m in metrics if not (ROOT / m.replace(".", "/")).with_suffix(".py").exists()}
 
     assert "conserver.main_loop.count_vcons_processed" in metrics
     assert sorted(metrics - named) == []
     assert sorted(named - metrics) == []
+
+
+def problem_names() -> Iterator[str]:
+    """What the types of problems end with, as the API raises them."""
+    for file in (ROOT / "conserver" / "api").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Problem":
+                yield from (name for name in templates(node.args[1]) if re.fullmatch(r"[a-z-]+", name))
+
+
+def test_every_type_of_problem_is_in_the_reference() -> None:
+    """A client finds what a refusal means."""
+    text = (REFERENCE / "api.md").read_text()
+
+    names = set(problem_names())
+    assert {"exists", "no-access", "server-full"} <= names
+    assert sorted(name for name in names if f"`{name}`" not in text) == []
+
+
+def test_the_endpoints_on_the_page_are_those_of_the_api() -> None:
+    """What the OpenAPI document says is what stands there; `make docs` writes it."""
+    text = api_reference.PAGE.read_text()
+
+    described = api_reference.document()
+    paths = [f"#### `{method.upper()} {path}`" for path, ways in described["paths"].items() for method in ways]
+    assert api_reference.page(text, described) == text
+    assert [path for path in paths if text.count(path + "\n") != 1] == []
 
 
 # What the pages show is true
@@ -223,7 +262,9 @@ def test_every_file_that_a_page_names_is_there(page: Path) -> None:
     assert [n for n in names if not (ROOT / n).exists() and not (ROOT / "conserver" / n).exists()] == []
 
 
-@pytest.mark.parametrize("page", [DOCS / "why.md", DOCS / "internals.md", DOCS / "faults.md"], ids=name_of)
+@pytest.mark.parametrize(
+    "page", [DOCS / "why.md", DOCS / "internals.md", DOCS / "faults.md", DOCS / "attacks.md"], ids=name_of
+)
 def test_every_test_that_a_page_names_is_there(page: Path) -> None:
     """What is said to be proven is."""
     tests = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
@@ -337,3 +378,91 @@ def test_the_tests_on_a_page_pass(page: Path, tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[tuple[Folder, str]]:
+    """`conserver run` on the config of the project, and the host and port of its API."""
+    folder = Folder(tmp_path, config=(ROOT / "config.yml").read_text())
+    folder.env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), folder.env["PATH"]])
+    process = folder.start("run", CONSERVER_API_PORT="0")
+    try:
+        said = wait_until(lambda: re.search(r"^api: +http://(\S+)$", folder.said(), re.MULTILINE), 60, "the API")
+        wait_until(lambda: answers(f"http://{said[1]}"), 60, "an answer of the API")
+        yield folder, said[1]
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+API_PAGE = DOCS / "how-to" / "use-the-api.md"
+#: What a reader has done when a block has been typed: nothing waits in the list any more.
+AT_REST = """
+until [[ $(command curl -s "$API/lists/default") == *'"waiting":0,"returned":0,'*'"held":0,'* ]]; do sleep 0.1; done
+"""
+
+
+def test_the_curl_commands_on_the_page_of_the_api_work(running: tuple[Folder, str]) -> None:
+    """From top to bottom, each with success, and the last line says that nothing is left to take."""
+    if shutil.which("curl") is None:
+        missing("no curl on PATH")
+    folder, address = running
+    shown = AT_REST.join(blocks(API_PAGE, "sh")).replace("localhost:8000", address)
+    script = 'set -euo pipefail\ncurl() { command curl -sS --fail-with-body "$@"; echo; }\n' + shown
+    checks = 'echo left: $(curl "$API/vcon/count?egress_list=done"), dead: $(curl "$API/dlq?ingress_list=default")\n'
+    done = subprocess.run(
+        ["bash", "-c", script + checks],
+        cwd=folder.path,
+        env={**folder.env, "TOKEN": "any"},
+        text=True,
+        capture_output=True,
+        timeout=100,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    said = done.stdout.splitlines()
+    (shown_lines,) = [block.splitlines() for block in blocks(API_PAGE, "") if block.startswith('{"line"')]
+    assert [line for line in shown_lines if line not in said] == []
+    assert said[-1] == "left: 0, dead: []"
+    assert json.loads((folder.path / "my-call.json").read_text())["subject"] == "A question about an invoice"
+
+
+def test_the_python_on_the_page_of_the_api_works(
+    running: tuple[Folder, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From top to bottom, as one program."""
+    folder, address = running
+    monkeypatch.setenv("TOKEN", "any")
+    names: dict[str, Any] = {}
+    for code in blocks(API_PAGE, "python"):
+        exec(compile(code.replace("localhost:8000", address), API_PAGE.name, "exec"), names)
+        wait_until(lambda: at_rest(names["api"]), 60, "the chain")
+        if "/vcons/import" in code:
+            # The command line's part of the page.
+            folder.run("push", "default", "00000000-0000-4000-8000-000000000000")
+            wait_until(lambda: at_rest(names["api"]), 60, "the chain")
+    api = names["api"]
+    said = capsys.readouterr().out.splitlines()
+    taken = [line for line in said if line.startswith("01928e10")]
+    left, dead = api.get("/vcon/count?egress_list=done").json(), api.get("/dlq?ingress_list=default").json()
+    api.close()
+
+    assert [line for line in said if line.startswith("201")] != []
+    # The first one after the patch, the other one once although it was sent twice, and three lines.
+    assert [line.split()[0][-2:] for line in taken] == ["46", "47", "51", "52", "53"]
+    assert "01928e10-193e-8231-b9a2-279e0d16bc46 An invoice that was wrong" in taken
+    assert any("there is no vCon 00000000" in line for line in said)
+    assert (left, len(dead)) == (0, 1)
+
+
+def at_rest(api: httpx.Client) -> bool:
+    here = api.get("/lists/default").json()
+    return not here["waiting"] and not here["held"] and not here["returned"]
