@@ -10,23 +10,13 @@ next run goes on from there. A signed or encrypted vCon shows no transcripts, so
 Any service that speaks OpenAI's protocol will do: OpenAI, Azure, a LiteLLM proxy, or whatever `base_url` points at.
 """
 
-import re
 import time
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from conserver import Vcon, filters, models, telemetry, vcons
+from conserver import Vcon, filters, media, models, telemetry, vcons
 from conserver.errors import OutboundError
-
-
-class Source(BaseModel):
-    """Where the text comes from."""
-
-    analysis_type: str = Field(default="transcript", description="Type of the analyses to read.")
-    text_location: str = Field(
-        default="body.paragraphs.transcript", description="Dotted path to the text in such an analysis."
-    )
 
 
 class Options(models.ModelOptions, filters.Filters):
@@ -35,7 +25,7 @@ class Options(models.ModelOptions, filters.Filters):
     prompt: str = Field(default="", description="What to ask; the text follows it.")
     system_prompt: str = Field(default="You are a helpful assistant.", description="Who the model is to be.")
     analysis_type: str = Field(default="summary", description="Type of the analysis that is added.")
-    source: Source = Field(default=Source(), description="Where the text comes from.")
+    source: media.Source = Field(default=media.Source(), description="Where the text comes from.")
 
 
 def run(vcon_uuid: str, link_name: str, opts: Options) -> str | None:
@@ -43,7 +33,7 @@ def run(vcon_uuid: str, link_name: str, opts: Options) -> str | None:
     vcon = vcons.get(vcon_uuid)
     if not filters.selected(opts, vcon, link_name):
         return vcon_uuid
-    for dialog, text in _unanswered(vcon, opts):
+    for dialog, text in media.texts(vcon, opts.source, without=_answered(vcon, opts)):
         answer = _ask(vcon_uuid, link_name, text, opts)
         with vcons.edit(vcon_uuid) as current:
             if dialog in _answered(current, opts):  # by somebody else, while we waited for the model
@@ -74,31 +64,5 @@ def _ask(vcon_uuid: str, link_name: str, text: str, opts: Options) -> str:
     return answer.text
 
 
-def _unanswered(vcon: Vcon, opts: Options) -> list[tuple[Any, str]]:
-    """Return the dialogs (an index, or the list of them that one transcript covers) that have a text and no answer."""
-    done = _answered(vcon, opts)
-    found = []
-    for entry in vcon.analysis:
-        dialog = entry.get("dialog")
-        if entry.get("type") != opts.source.analysis_type or dialog is None or dialog in done:
-            continue
-        text = _at(vcon.with_decoded_body(entry), opts.source.text_location)
-        if isinstance(text, str) and text.strip():
-            found.append((dialog, text))
-            done.append(dialog)
-    return found
-
-
 def _answered(vcon: Vcon, opts: Options) -> list[Any]:
     return [entry.get("dialog") for entry in vcon.analysis if entry.get("type") == opts.analysis_type]
-
-
-def _at(value: Any, path: str) -> Any:
-    for part in re.findall(r"[^.\[\]]+", path):
-        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
-            value = value[int(part)]
-        elif isinstance(value, dict):
-            value = value.get(part)
-        else:
-            return None
-    return value

@@ -554,11 +554,14 @@ def test_a_request_of_which_two_programs_may_read_two_is_refused(
     assert redis.exists(f"vcon:{UUID}")
 
 
-def test_a_head_without_an_end_is_refused(hasty: ApiServer) -> None:
-    """Of many headers, or of one."""
-    for more in (b"".join(b"x-%d: y\r\n" % n for n in range(30_000)), b"x: " + b"y" * 1_000_000):
-        said = raw(hasty, b"GET /livez HTTP/1.1\r\nhost: localhost\r\n", more=more, secs=10)
-        assert said == b"" or status_of(said) in (400, 431)
+@pytest.mark.parametrize("more", [b"x-y: z\r\n" * 4_000_000, b"x: " + b"y" * 30_000_000], ids=["many", "long"])
+def test_a_head_without_an_end_is_refused(hasty: ApiServer, more: bytes) -> None:
+    """Of many headers, or of one: it is not even taken in."""
+    host, port = hasty.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n")
+        with pytest.raises(ConnectionError):
+            connection.sendall(more)
 
 
 @pytest.mark.parametrize(
