@@ -20,6 +20,7 @@ Reason = Literal["invalid-filter", "too-slow", "too-large"]
 
 LIMIT_SECS = 5.0
 MOST_MEMORY_BYTES = 1024 * 1024 * 1024
+_MODULE = re.compile(r"module not found|error loading data file|paths to modules")
 #: Of all results together.
 MOST_BYTES = 16 * 1024 * 1024
 #: Python itself may need these to start.
@@ -90,7 +91,11 @@ def _found(language: Language, program: str, text: bytes) -> str:
     except (MemoryError, NotExtracted):
         raise
     except Exception as error:  # noqa: BLE001  whatever a package says of a program or its input
-        raise NotExtracted("invalid-filter", _words(error)) from None
+        words = _words(error)
+        if _MODULE.search(words):
+            # What jq says of them tells which files there are.
+            words = "a filter has no modules: leave out import and include"
+        raise NotExtracted("invalid-filter", words) from None
     return f"[{','.join(results)}]"
 
 

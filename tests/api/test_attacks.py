@@ -791,7 +791,29 @@ def test_no_answer_and_no_line_has_a_secret(tmp_path: Path) -> None:
     assert [line for line in said if f"127.0.0.1:{server.port}" in line and not line.startswith("200")] == []
 
 
-# Filters that never end
+# Filters
+
+
+def test_a_filter_reads_no_file_and_does_not_tell_which_there_are(target: ApiServer, tmp_path: Path) -> None:
+    """jq could import data and modules from anywhere, and see the environment."""
+    (tmp_path / "secret.json").write_text('{"a": "geheim"}')
+    (tmp_path / "secret.jq").write_text('def f: "geheim";')
+    programs = [
+        *('import "{}" as $x {{search: "%s"}}; $x', 'include "{}" {{search: "%s"}}; f', '"{}" | modulemeta'),
+        *('import "%s/{}" as $x; $x', 'include "%s/{}"; f', 'import "../{}" as $x {{search: "%s"}}; $x'),
+    ]
+
+    def told(program: str) -> tuple[int, str]:
+        answer = target.http.get(f"/vcon/{UUID}/jq", params={"filter": program})
+        return answer.status_code, answer.json()["detail"]
+
+    programs = [program % tmp_path if "%s" in program else program for program in programs]
+    there = [told(program.format("secret")) for program in programs]
+    gone = [told(program.format("nothing")) for program in programs]
+    environment = target.http.get(f"/vcon/{UUID}/jq", params={"filter": "env, $ENV"})
+
+    assert there == gone == [(422, "a filter has no modules: leave out import and include")] * len(programs)
+    assert environment.json() == [{}, {}]
 
 
 @pytest.mark.parametrize(

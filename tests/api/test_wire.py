@@ -230,6 +230,7 @@ def test_who_asks_just_after_the_connection_has_ended_is_told(redis: Redis, serv
 
     assert (first, after) == ([b"PONG"], [b"PONG"])
     assert isinstance(told, ServerError)
+    assert "the handler is closed" in str(told)
 
 
 def test_nobody_there_is_an_error_without_the_secrets_of_the_url() -> None:
