@@ -51,6 +51,17 @@ def bind(work: Work | None) -> None:
     _local.work = work
 
 
+def current() -> Work | None:
+    """Return the work that is bound to this thread."""
+    return getattr(_local, "work", None)
+
+
+def store() -> VconStore:
+    """Return the store of the work that is bound to this thread; outside of a chain, that of `REDIS_URL`."""
+    work = current()
+    return work.writer.store if work else _server()[0]
+
+
 @cache
 def _server() -> tuple[VconStore, Queue]:
     settings = Settings.from_env()
@@ -78,10 +89,13 @@ class Vcons:
         """
         return self._writer().edit(uuid)
 
-    def egress(self, uuid: str) -> bytes:
-        """Return the text of the vCon in the version that consumers get: `EGRESS_FORMAT_VERSION`, or the current."""
+    def egress(self, uuid: str, version: str | None = None) -> bytes:
+        """Return the text of the vCon in the version that consumers get.
+
+        That is *version*, or else `EGRESS_FORMAT_VERSION`, or else the current one.
+        """
         document = self.get(uuid).document
-        version = Settings.from_env().egress_format_version
+        version = version or Settings.from_env().egress_format_version
         return dump(to_version(document, version) if version else document)
 
     def save(self, vcon: Vcon) -> None:

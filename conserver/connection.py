@@ -233,30 +233,34 @@ def _translated() -> Iterator[None]:
         raise ServerError(str(error)) from error
 
 
-def client(url: str, name: str, *, max_connections: int = 256) -> Any:
+def client(
+    url: str, name: str, *, max_connections: int = 256, timeout_secs: float = REPLY_TIMEOUT_SECS, retries: int = 5
+) -> Any:
     """Return a Client for commands that may be repeated; replies are bytes.
 
-    A cut connection is repaired and the command sent again, for a few seconds, with jitter. (It is typed as Any, since
-    redis-py's types speak of its blocking and its asynchronous client at once.)
+    A cut connection is repaired and the command sent again, for a few seconds, with jitter; *timeout_secs* is for each
+    time. (It is typed as Any, since redis-py's types speak of its blocking and its asynchronous client at once.)
     """
     pool = _pool(
         url,
         name,
-        socket_timeout=REPLY_TIMEOUT_SECS,
+        socket_timeout=timeout_secs,
         max_connections=max_connections,
         health_check_interval=30,
         protocol=2,
-        retry=Retry(ExponentialWithJitterBackoff(cap=1, base=0.02), 5),
+        retry=Retry(ExponentialWithJitterBackoff(cap=1, base=0.02), retries),
         retry_on_error=[TryAgainError],
     )
     made: Any = Client.from_pool(pool)
-    made.new_wire = lambda: Wire(url, name)
+    made.new_wire = lambda: Wire(url, name, timeout_secs=timeout_secs)
     return made
 
 
-def once(url: str, name: str, *, timeout_secs: float = REPLY_TIMEOUT_SECS) -> Any:
-    """Return a Client that sends each command once: for pushes, probes and locks."""
-    return Client.from_pool(_pool(url, name, socket_timeout=timeout_secs, retry=Retry(NoBackoff(), 0)))
+def once(
+    url: str, name: str, *, timeout_secs: float | None = REPLY_TIMEOUT_SECS, kind: type[Client] = Client, **more: Any
+) -> Any:
+    """Return a Client that sends each command once: for pushes, probes and locks; *more* are options of redis-py."""
+    return kind.from_pool(_pool(url, name, socket_timeout=timeout_secs, retry=Retry(NoBackoff(), 0), **more))
 
 
 class Wire:

@@ -50,6 +50,7 @@ class VconStore:
             self.client = connection.client(url, "store", max_connections=4096)
         else:
             self.client = connection.once(url, "store", timeout_secs=patience_secs)
+        self.url = url
         self.index = Index(self.client, settings)
         self._settings = settings
         self.max_bytes = settings.max_vcon_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from conserver import components, outbound_policy
+from conserver import compat, components, outbound_policy
 from conserver.chain import Chain, describe
 from conserver.config import Config
 from conserver.errors import ConfigError, StorageError
@@ -51,6 +51,7 @@ def load(config: Config, settings: Settings) -> tuple[dict[str, Chain], list[com
 def load_storages(config: Config) -> tuple[dict[str, components.Storage], dict[str, ConfigError]]:
     """Import `imports` and all storages; return the storages that can be used, and why the others cannot."""
     components.use_folder(config.folder)
+    compat.use(config)
     try:
         components.load_imports(config)
     except ConfigError as error:

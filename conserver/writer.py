@@ -45,6 +45,11 @@ class Writer:
         # Of the text that was read last: parsing it again for this alone would cost as much as the edit.
         self._keys: dict[str, tuple[bytes, set[str]]] = {}
 
+    @property
+    def store(self) -> VconStore:
+        """The store that it reads from and saves to."""
+        return self._store
+
     def get(self, uuid: str) -> Vcon:
         """Return the vCon, migrated in memory; raise VconNotFound, or NotAVcon if what is stored is none."""
         text = self._frozen.get(uuid) or self._text(uuid)
@@ -101,6 +106,10 @@ class Writer:
     def _indexed(self, uuid: str, base: bytes | None) -> set[str] | None:
         text, keys = self._keys.get(uuid, (None, set()))
         return keys if base is not None and text is base else keys_of_text(base) if base else None
+
+    def base_of(self, uuid: str) -> bytes | None:
+        """Return the text that a vCon is taken to come from which was built under this UUID; None if none was read."""
+        return self._read.get(uuid)
 
     def _base(self, vcon: Vcon) -> bytes | None:
         return vcon.base if vcon.base is not None else self._read.get(uuid_in(vcon))

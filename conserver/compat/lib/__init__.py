@@ -1,0 +1,1 @@
+"""The package `lib` of the existing conserver."""

@@ -1,0 +1,1 @@
+"""The package `lib.links` of the existing conserver."""

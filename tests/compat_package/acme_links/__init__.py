@@ -1,0 +1,1 @@
+"""Links of a company that were written for the existing conserver; nothing in here knows of another one."""
