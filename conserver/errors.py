@@ -84,8 +84,12 @@ class OutboundTooLarge(OutboundRefused):
 
 
 class OutboundStatus(OutboundError):
-    """The other side answered with an error status, kept in `status`."""
+    """The other side answered with an error status, kept in `status`.
 
-    def __init__(self, message: str, status: int) -> None:
+    `location` is where a redirect leads that was not followed.
+    """
+
+    def __init__(self, message: str, status: int, *, location: str | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.location = location

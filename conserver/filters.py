@@ -29,10 +29,10 @@ class OnlyIf(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    section: Literal["attachments", "analysis"]
-    purpose: str | None = None
-    type: str | None = None
-    includes: str
+    section: Literal["attachments", "analysis"] = Field(description="Where to look.")
+    purpose: str | None = Field(default=None, description="The kind of entry to look at, such as `tags`.")
+    type: str | None = Field(default=None, description="The same, as an analysis has it; one of the two is needed.")
+    includes: str = Field(description="A whole tag (`sale:yes`); for other entries a piece of the body's text.")
 
     @model_validator(mode="after")
     def _has_target(self) -> OnlyIf:
@@ -63,7 +63,7 @@ class Filters(BaseModel):
 
     only_if: OnlyIf | None = Field(default=None, description="Work only on vCons that meet this condition.")
     sampling_rate: float = Field(
-        default=1.0, ge=0, le=1, description="Share of the vCons to work on: 1 is all, 0 is none."
+        default=1.0, ge=0, le=1, description="Share of the vCons to work on, from none to all; never drawn anew."
     )
 
     @field_validator("sampling_rate", mode="before")

@@ -1,4 +1,4 @@
-"""The texts of a vCon's dialogs, for links that read them."""
+"""The texts and the audio of a vCon's dialogs, for links that read them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from conserver.recordings import LIMITS, Audio, audio, has_audio, said_seconds, seconds
 from conserver.vcon import Vcon
+
+__all__ = ["LIMITS", "Audio", "Source", "at", "audio", "has_audio", "said_seconds", "seconds", "texts"]
 
 
 class Source(BaseModel):

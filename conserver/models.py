@@ -3,6 +3,7 @@
 A link inherits its options from ModelOptions and gets an answer with
 
     result = models.chat(opts, messages, vcon_uuid=vcon_uuid, sub_type="ANALYZE")
+    parsed = models.chat_json(opts, messages, Labels, vcon_uuid=vcon_uuid, sub_type="LABEL")
 
 The `openai` package is imported with the first call: it takes most of a second, and most processes never need it.
 """
@@ -13,15 +14,18 @@ import functools
 import json
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from conserver import outbound, telemetry
+from conserver.answers import Parsed as Parsed  # for links, which import `models` alone
+from conserver.answers import parsed as parsed
 from conserver.errors import ConfigError, OutboundError, OutboundStatus
 from conserver.outbound import Backoff, Limits, Retryable
 
@@ -31,9 +35,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+Asking = TypeVar("Asking", bound="ModelOptions")
+S = TypeVar("S", bound=BaseModel)
+
 AZURE_API_VERSION = "2024-10-21"
 OPENAI_URL = "https://api.openai.com/v1"
 _NO_SECRET = SecretStr("")
+_JSON_OBJECT = {"type": "json_object"}
 
 # Providers by the prefix of a model name at a gateway ("anthropic/claude-3"), by how model names begin, and by host.
 _PROVIDERS = {
@@ -54,23 +63,42 @@ _HOSTS = {
 }
 
 
-class ModelOptions(BaseModel):
+class UsageOptions(BaseModel):
+    """Where to report what a call to a paid service cost."""
+
+    model_config = ConfigDict(populate_by_name=True, hide_input_in_errors=True)
+
+    send_ai_usage_data_to_url: str = Field(default="", description="Where to POST what each call cost.")
+    ai_usage_api_token: SecretStr = Field(default=_NO_SECRET, description="Bearer token for that.")
+
+    @field_validator("send_ai_usage_data_to_url", mode="before")
+    @classmethod
+    def _null_is_nowhere(cls, value: Any) -> Any:
+        return "" if value is None else value
+
+    @field_validator("ai_usage_api_token", mode="before")
+    @classmethod
+    def _null_is_no_token(cls, value: Any) -> Any:
+        return plain_key(value)
+
+
+class ModelOptions(UsageOptions):
     """How to reach a model service, and where to report what it cost.
 
     Credentials come from these options alone, never from the environment. The first complete group is used: LiteLLM,
     Azure, then `base_url` and `OPENAI_API_KEY`, of which one suffices.
     """
 
-    model_config = ConfigDict(populate_by_name=True, hide_input_in_errors=True)
-
     model: str = Field(default="gpt-3.5-turbo-16k", description="Name of the model, as the service knows it.")
     temperature: float | None = Field(default=0.0, description="null leaves it to the model; some accept nothing else.")
     LITELLM_PROXY_URL: str = Field(default="", description="A LiteLLM proxy.")
     LITELLM_MASTER_KEY: SecretStr = Field(default=_NO_SECRET, description="The key of that proxy.")
-    AZURE_OPENAI_ENDPOINT: str = Field(default="", description="An Azure OpenAI resource.")
+    AZURE_OPENAI_ENDPOINT: str = Field(default="", description="An Azure OpenAI resource; `model` is a deployment.")
     AZURE_OPENAI_API_KEY: SecretStr = Field(default=_NO_SECRET, description="The key of that resource.")
     AZURE_OPENAI_API_VERSION: str = Field(default=AZURE_API_VERSION, description="The version of Azure's API.")
-    base_url: str = Field(default="", description="Any compatible service, such as http://localhost:11434/v1.")
+    base_url: str = Field(
+        default="", description="Any service that speaks OpenAI's protocol, as `http://localhost:11434/v1`."
+    )
     api_key: SecretStr = Field(
         default=_NO_SECRET,
         validation_alias=AliasChoices("OPENAI_API_KEY", "openai_api_key", "api_key"),
@@ -92,21 +120,20 @@ class ModelOptions(BaseModel):
         ge=0,
         description="Seconds in which a failed call is repeated, up to 6 calls; 0 leaves it to the chain's `retry`.",
     )
-    send_ai_usage_data_to_url: str = Field(default="", description="Where to POST the number of tokens of each call.")
-    ai_usage_api_token: SecretStr = Field(default=_NO_SECRET, description="Bearer token for that.")
-
-    @field_validator(
-        "LITELLM_PROXY_URL", "AZURE_OPENAI_ENDPOINT", "base_url", "send_ai_usage_data_to_url", mode="before"
+    price_per_million_input: float = Field(
+        default=0.0, ge=0, description="What a million tokens of a question cost, in your currency, for the metrics."
     )
+    price_per_million_output: float = Field(default=0.0, ge=0, description="The same for tokens of an answer.")
+
+    @field_validator("LITELLM_PROXY_URL", "AZURE_OPENAI_ENDPOINT", "base_url", mode="before")
     @classmethod
     def _null_is_unset(cls, value: Any) -> Any:
         return "" if value is None else value
 
-    @field_validator("LITELLM_MASTER_KEY", "AZURE_OPENAI_API_KEY", "api_key", "ai_usage_api_token", mode="before")
+    @field_validator("LITELLM_MASTER_KEY", "AZURE_OPENAI_API_KEY", "api_key", mode="before")
     @classmethod
     def _null_is_no_key(cls, value: Any) -> Any:
-        # A line break at the end is what keys get on their way through files and environment variables.
-        return value.strip() if isinstance(value, str) else _NO_SECRET if value is None else value
+        return plain_key(value)
 
     @model_validator(mode="after")
     def _names_a_service(self) -> ModelOptions:
@@ -116,6 +143,12 @@ class ModelOptions(BaseModel):
                 "or AZURE_OPENAI_ENDPOINT and AZURE_OPENAI_API_KEY"
             )
         return self
+
+
+def plain_key(value: Any) -> Any:
+    """Return what an option for a key was given as: stripped, and empty for null; for validators of options."""
+    # A line break at the end is what keys get on their way through files and environment variables.
+    return value.strip() if isinstance(value, str) else _NO_SECRET if value is None else value
 
 
 @dataclass(frozen=True)
@@ -138,6 +171,14 @@ class ChatResult:
     text: str
     input_tokens: int
     output_tokens: int
+
+
+class InvalidAnswer(OutboundError):
+    """The model has answered, but not what it was asked for; `text` is what it said, and is paid for."""
+
+    def __init__(self, message: str, text: str) -> None:
+        super().__init__(message)
+        self.text = text
 
 
 def service_of(options: ModelOptions) -> Service | None:
@@ -184,28 +225,70 @@ def chat(
     Repeats what may go better the next time (no answer, 408, 409, 429, 5xx, an answer that is cut or has no choice),
     within `retry_secs`. Raises OutboundError when that is used up or repeating cannot help, as with a wrong key.
     """
-    service = service_of(options)
-    if service is None:
-        raise ConfigError("no model service in the options of the link")
-    client = _client(service)
-    asked: dict[str, Any] = {"model": options.model, "messages": list(messages)}
-    if options.temperature is not None:
-        asked["temperature"] = options.temperature
+    asked: dict[str, Any] = {"messages": [{part: _sendable(text) for part, text in one.items()} for one in messages]}
     if response_format is not None:
         asked["response_format"] = dict(response_format)
-    backoff = Backoff(attempts=6, wait_secs=2.0, max_wait_secs=65.0, total_secs=options.retry_secs)
-    where = f"model {options.model!r} at {_host(service.url)}"
-    result = outbound.retrying(
-        _host(service.url), functools.partial(_ask, client, asked, where=where, secret=service.api_key), backoff
-    )
-    labels = {"model": options.model, "vendor": vendor_of(options)}
-    telemetry.count("conserver.model.input_tokens", result.input_tokens, **labels)
-    telemetry.count("conserver.model.output_tokens", result.output_tokens, **labels)
-    report_usage(options, result, vcon_uuid=vcon_uuid, sub_type=sub_type)
-    return result
+    return _call(options, _CHAT, asked, vcon_uuid=vcon_uuid, sub_type=sub_type)
+
+
+def respond(options: ModelOptions, text: str, *, vcon_uuid: str, sub_type: str) -> ChatResult:
+    """Ask by OpenAI's Responses API, which not every compatible service has; otherwise as `chat`."""
+    return _call(options, _RESPONSES, {"input": _sendable(text)}, vcon_uuid=vcon_uuid, sub_type=sub_type)
+
+
+def chat_json(
+    options: ModelOptions,
+    messages: Sequence[Mapping[str, str]],
+    schema: type[S],
+    *,
+    vcon_uuid: str,
+    sub_type: str,
+    response_format: Mapping[str, Any] | None = _JSON_OBJECT,
+    again: bool = True,
+) -> Parsed[S]:
+    """Ask for a JSON object and check it with *schema*; otherwise as `chat` and `valid`."""
+
+    def ask(opts: ModelOptions) -> ChatResult:
+        return chat(opts, messages, vcon_uuid=vcon_uuid, sub_type=sub_type, response_format=response_format)
+
+    return valid(options, ask, lambda text: parsed(text, schema), again=again)
+
+
+def valid(options: Asking, ask: Callable[[Asking], ChatResult], read: Callable[[str], T], *, again: bool = True) -> T:
+    """Ask, and return what *read* makes of the answer.
+
+    *read* raises ValueError for an answer that is not what was asked for. It is then asked once more if *again*, and
+    if `retry_secs` are not over; after that InvalidAnswer is raised. The reason goes into logs, so it quotes nothing.
+    """
+    deadline = time.monotonic() + options.retry_secs
+    while True:
+        text = ask(options).text
+        try:
+            return read(text)
+        except ValueError as error:
+            left = deadline - time.monotonic()
+            if not again or left <= 0:
+                message = f"model {options.model!r}: the answer is not what was asked for: {error}"
+                raise InvalidAnswer(message, text) from None
+        options, again = options.model_copy(update={"retry_secs": left}), False
 
 
 def report_usage(options: ModelOptions, result: ChatResult, *, vcon_uuid: str, sub_type: str) -> None:
+    """POST the number of tokens that an answer cost; see `report_units`."""
+    cost = {"input_units": result.input_tokens, "output_units": result.output_tokens}
+    report_units(options, model=options.model, unit_type="tokens", **cost, vcon_uuid=vcon_uuid, sub_type=sub_type)
+
+
+def report_units(
+    options: UsageOptions,
+    *,
+    model: str,
+    unit_type: str,
+    input_units: float,
+    output_units: float,
+    vcon_uuid: str,
+    sub_type: str,
+) -> None:
     """POST what a call cost. A report that fails is logged and forgotten: the answer is paid for, and is kept."""
     if not options.send_ai_usage_data_to_url:
         return
@@ -214,11 +297,12 @@ def report_usage(options: ModelOptions, result: ChatResult, *, vcon_uuid: str, s
         "record_id": vcon_uuid,
         "type": "VCON_PROCESSING",
         "sub_type": sub_type,
-        "unit_type": "tokens",
-        "input_units": result.input_tokens,
-        "output_units": result.output_tokens,
-        "ai_model": options.model,
+        "unit_type": unit_type,
+        "input_units": input_units,
+        "output_units": output_units,
+        "ai_model": model,
     }
+    token = options.ai_usage_api_token.get_secret_value()
     try:
         outbound.request(
             "POST",
@@ -226,7 +310,7 @@ def report_usage(options: ModelOptions, result: ChatResult, *, vcon_uuid: str, s
             trusted=True,
             headers={
                 "Content-Type": "application/json",
-                "Authorization": f"Bearer {options.ai_usage_api_token.get_secret_value()}",
+                **({"Authorization": f"Bearer {token}"} if token else {}),
             },
             body=json.dumps(report).encode(),
             limits=Limits(total_secs=30.0),
@@ -245,28 +329,111 @@ def safe_options(options: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _ask(client: OpenAI, asked: dict[str, Any], *, where: str, secret: str) -> ChatResult:
+@dataclass(frozen=True)
+class _Said:
+    """An answer as the service gave it; `ending` is its word for why it ends there."""
+
+    text: Any
+    ending: Any
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    """One of the two ways to ask: what the SDK calls, and how its answer is read."""
+
+    name: str
+    create: Callable[[Any], Any]
+    read: Callable[[Any], _Said]
+
+
+def _completion(body: Any) -> _Said:
+    choice, usage = body["choices"][0], body.get("usage")
+    spent = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
+    return _Said(choice["message"]["content"], choice.get("finish_reason"), *spent)
+
+
+def _response(body: Any) -> _Said:
+    parts = [part for item in body["output"] if item["type"] == "message" for part in item["content"]]
+    text = "".join(part["text"] for part in parts if part["type"] == "output_text")
+    status, usage = body.get("status"), body.get("usage")
+    if not parts and status == "completed":
+        raise LookupError("no message")
+    return _Said(text, status, _tokens(usage, "input_tokens"), _tokens(usage, "output_tokens"))
+
+
+_CHAT = _Protocol("chat completion", lambda client: client.chat.completions, _completion)
+_RESPONSES = _Protocol("response", lambda client: client.responses, _response)
+
+#: Models (by URL and name) that have refused a temperature, as some do that accept only their own.
+_own_temperature: set[tuple[str, str]] = set()
+
+
+def _call(
+    options: ModelOptions, protocol: _Protocol, asked: dict[str, Any], *, vcon_uuid: str, sub_type: str
+) -> ChatResult:
+    """Ask within the budget, and account for the tokens before anything else is made of the answer."""
+    service = service_of(options)
+    if service is None:
+        raise ConfigError("no model service in the options of the link")
+    asked = {"model": options.model, **asked}
+    if options.temperature is not None and (service.url, options.model) not in _own_temperature:
+        asked["temperature"] = options.temperature
+    backoff = Backoff(attempts=6, wait_secs=2.0, max_wait_secs=65.0, total_secs=options.retry_secs)
+    where = f"model {options.model!r} at {_host(service.url)}"
+    attempt = functools.partial(_ask, service, protocol, asked, where=where)
+    said = outbound.retrying(_host(service.url), attempt, backoff)
+    result = ChatResult(said.text if isinstance(said.text, str) else "", said.input_tokens, said.output_tokens)
+    count_tokens(options, result)
+    report_usage(options, result, vcon_uuid=vcon_uuid, sub_type=sub_type)
+    if not result.text.strip():
+        raise OutboundError(f"{where}: answered without a text (finish_reason {said.ending!r})")
+    return result
+
+
+def count_tokens(options: ModelOptions, result: ChatResult) -> None:
+    """Count what an answer cost, for the metrics: tokens, and money where the options have prices."""
+    labels = {"model": options.model, "vendor": vendor_of(options)}
+    telemetry.count("conserver.model.input_tokens", result.input_tokens, **labels)
+    telemetry.count("conserver.model.output_tokens", result.output_tokens, **labels)
+    prices = options.price_per_million_input, options.price_per_million_output
+    if any(prices):
+        cost = (result.input_tokens * prices[0] + result.output_tokens * prices[1]) / 1_000_000
+        telemetry.count("conserver.model.cost", cost, **labels)
+
+
+def _ask(service: Service, protocol: _Protocol, asked: dict[str, Any], *, where: str) -> _Said:
     """Make one call; raise Retryable when another one may go better."""
+    client = _client(service)
     import openai
 
     try:
-        # The raw answer, since the SDK takes anything that is JSON for a completion.
-        answer = client.chat.completions.with_raw_response.create(**asked).http_response
+        # The raw answer, since the SDK takes anything that is JSON for an answer.
+        answer = protocol.create(client).with_raw_response.create(**asked).http_response
     except openai.APIStatusError as error:
-        raise _refusal(error, where, secret) from None
+        if _refuses_temperature(error, asked):
+            _own_temperature.add((service.url, asked["model"]))
+            del asked["temperature"]
+            return _ask(service, protocol, asked, where=where)
+        raise _refusal(error, where, service.api_key) from None
     except openai.APIConnectionError as error:
         reason = outbound.describe(error.__cause__ or error)
         raise Retryable(f"{where}: {reason}") from error
     try:
-        body = json.loads(answer.content)
-        choice = body["choices"][0]
-        text = choice["message"]["content"]
-    except (ValueError, LookupError, TypeError) as error:
-        raise Retryable(f"{where}: the answer is not a chat completion ({type(error).__name__})") from error
-    if not isinstance(text, str) or not text.strip():
-        raise OutboundError(f"{where}: answered without a text (finish_reason {choice.get('finish_reason')!r})")
-    usage = body.get("usage") or {}
-    return ChatResult(text, _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens"))
+        return protocol.read(json.loads(answer.content))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Retryable(f"{where}: the answer is not a {protocol.name} ({type(error).__name__})") from error
+
+
+def _sendable(text: str) -> str:
+    # JSON may name half a pair of surrogates, and transcripts that were cut do; UTF-8 cannot.
+    return text.encode("utf-8", "replace").decode()
+
+
+def _refuses_temperature(error: openai.APIStatusError, asked: Mapping[str, Any]) -> bool:
+    response: Any = error.response
+    return error.status_code == 400 and "temperature" in asked and b"temperature" in response.content
 
 
 def _refusal(error: openai.APIStatusError, where: str, secret: str) -> Exception:

@@ -25,14 +25,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import httpx
 import tenacity
 
-from conserver.errors import OutboundError, OutboundRefused, OutboundStatus
+from conserver.errors import OutboundError, OutboundRefused, OutboundStatus, OutboundTooLarge
 from conserver.outbound_policy import OutboundPolicy, configure, in_force
-from conserver.outbound_wire import Limits, close_connections, origin, send
+from conserver.outbound_wire import Limits, Upload, close_connections, origin, send
 
 __all__ = [
     "ONCE",
@@ -41,6 +41,7 @@ __all__ = [
     "Limits",
     "OutboundPolicy",
     "Retryable",
+    "Upload",
     "close_connections",
     "configure",
     "delivery_id",
@@ -139,13 +140,14 @@ def request(
     *,
     trusted: bool,
     headers: Mapping[str, str] | None = None,
-    body: bytes = b"",
+    body: bytes | Upload = b"",
+    into: BinaryIO | None = None,
     limits: Limits = _DEFAULT_LIMITS,
     backoff: Backoff = _DEFAULT_BACKOFF,
     repeatable: bool | None = None,
     quote_answer: bool = True,
 ) -> Answer:
-    """Send one request and return its 2xx answer.
+    """Send one request and return its 2xx answer; with *into*, a file, its body is written there and nowhere else.
 
     `repeatable` says whether the request may be sent again when it is not known what became of the first; unset,
     that depends on the method (POST and PATCH are not repeated). `quote_answer=False` keeps the other side's words
@@ -159,12 +161,17 @@ def request(
     target, sent = _parse(url, headers or {})
     where = f"{method} {_shown(target, trusted=trusted)}"
     if target.scheme == "file":
-        return _read_file(method, target, where, trusted=trusted, limits=limits)
+        return _read_file(method, target, where, into, trusted=trusted, limits=limits)
+    if isinstance(body, Upload):
+        sent["content-length"] = str(len(body))
     secrets = [*target.params.values(), *(value for name, value in sent.items() if is_sensitive(name))]
 
     def attempt() -> Answer:
+        if into is not None:
+            into.seek(0)
+            into.truncate()
         try:
-            response = _exchange(method, target, sent, body, where=where, trusted=trusted, limits=limits)
+            response = _exchange(method, target, sent, body, into, where=where, trusted=trusted, limits=limits)
         except httpx.TransportError as error:
             raise Retryable(f"{where}: {describe(error)}") from error
         if response.is_success:
@@ -173,7 +180,7 @@ def request(
         message = f"{where}: answered {response.status_code}{quoted}"
         if response.status_code in backoff.statuses:
             raise Retryable(message, status=response.status_code, retry_after_secs=retry_after(response.headers))
-        raise OutboundStatus(message, response.status_code)
+        raise OutboundStatus(message, response.status_code, location=response.headers.get("location"))
 
     may_repeat = method in _IDEMPOTENT if repeatable is None else repeatable
     return retrying(origin(target), attempt, backoff if may_repeat else ONCE)
@@ -287,7 +294,15 @@ def _shown(url: httpx.URL, *, trusted: bool) -> str:
 
 
 def _exchange(
-    method: str, url: httpx.URL, headers: dict[str, str], body: bytes, *, where: str, trusted: bool, limits: Limits
+    method: str,
+    url: httpx.URL,
+    headers: dict[str, str],
+    body: bytes | Upload,
+    into: BinaryIO | None,
+    *,
+    where: str,
+    trusted: bool,
+    limits: Limits,
 ) -> httpx.Response:
     """Send a request and follow its redirects; each hop is checked like a new URL."""
     deadline = time.monotonic() + limits.total_secs
@@ -295,9 +310,10 @@ def _exchange(
     for _ in range(limits.max_redirects + 1):
         # Trust covers the host that the operator wrote, not where that host sends us.
         policy = None if trusted and url.host == first_host else in_force()
-        response = send(httpx.Request(method, url, headers=headers, content=body), policy, limits, deadline, where)
+        request = httpx.Request(method, url, headers=headers, content=body)
+        response = send(request, policy, limits, deadline, where, into)
         location = response.headers.get("location")
-        if location is None or response.status_code not in _REDIRECTS:
+        if location is None or response.status_code not in _REDIRECTS or not limits.max_redirects:
             return response
         if method not in ("GET", "HEAD") and response.status_code not in (307, 308):
             return response  # following it would drop the body, and look like success
@@ -324,7 +340,9 @@ class _Transport(httpx.BaseTransport):
         return send(request, None, self._limits, time.monotonic() + self._limits.total_secs, where)
 
 
-def _read_file(method: str, url: httpx.URL, where: str, *, trusted: bool, limits: Limits) -> Answer:
+def _read_file(
+    method: str, url: httpx.URL, where: str, into: BinaryIO | None, *, trusted: bool, limits: Limits
+) -> Answer:
     if not trusted and not in_force().allow_file:
         raise OutboundRefused(f"{where}: file URLs are not allowed (outbound.allow_file)")
     if method != "GET" or url.host not in ("", "localhost"):
@@ -338,8 +356,10 @@ def _read_file(method: str, url: httpx.URL, where: str, *, trusted: bool, limits
     except (OSError, ValueError) as error:
         raise OutboundError(f"{where}: {getattr(error, 'strerror', None) or 'not a path'}") from error
     if len(body) > limits.max_bytes:
-        raise OutboundRefused(f"{where}: the file is larger than {limits.max_bytes} bytes")
-    return Answer(200, httpx.Headers(), body, where)
+        raise OutboundTooLarge(f"{where}: the file is larger than {limits.max_bytes} bytes")
+    if into is not None:
+        into.write(body)
+    return Answer(200, httpx.Headers(), body if into is None else b"", where)
 
 
 class _Breakers:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import ssl
 import threading
 import time
 import urllib.request
 import weakref
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from socket import SOCK_STREAM, getaddrinfo
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpcore
 import httpx
@@ -28,7 +29,10 @@ from conserver.outbound_policy import OutboundPolicy
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may cost. `total_secs` is from the first connect to the last byte, redirects included."""
+    """What one request may cost. `total_secs` is from the first connect to the last byte, redirects included.
+
+    With no redirects allowed, one is an error status, whose OutboundStatus has the `location`.
+    """
 
     connect_secs: float = 5.0
     read_secs: float = 30.0
@@ -37,10 +41,37 @@ class Limits:
     max_redirects: int = 5
 
 
+class Upload:
+    """A body that is read while it is sent, and can be sent again: bytes, and whole files."""
+
+    def __init__(self, *parts: bytes | BinaryIO) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(len(part) if isinstance(part, bytes) else part.seek(0, os.SEEK_END) for part in self._parts)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self._parts:
+            if isinstance(part, bytes):
+                yield part
+                continue
+            part.seek(0)
+            while chunk := part.read(65536):
+                yield chunk
+
+
 def send(
-    sent: httpx.Request, policy: OutboundPolicy | None, limits: Limits, deadline: float, where: str
+    sent: httpx.Request,
+    policy: OutboundPolicy | None,
+    limits: Limits,
+    deadline: float,
+    where: str,
+    into: BinaryIO | None = None,
 ) -> httpx.Response:
-    """Do one exchange: connect, send, and read the whole answer, within the limits."""
+    """Do one exchange: connect, send, and read the whole answer, within the limits.
+
+    With *into* the body of a 2xx answer is written there, and the response has none.
+    """
     url = sent.url
     if url.scheme not in ("http", "https") or not url.host:
         raise OutboundRefused(f"{where}: {url.scheme or 'no scheme'!r} is not http or https, or there is no host")
@@ -53,7 +84,8 @@ def send(
         method=sent.method,
         url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
         headers=sent.headers.raw,
-        content=sent.read(),
+        # What is bytes is sent as such; an Upload, or what an SDK builds from files, as it is read.
+        content=sent.read() if isinstance(sent.stream, httpx.ByteStream) else sent.stream,
         extensions={
             "timeout": {
                 "connect": limits.connect_secs,
@@ -68,7 +100,8 @@ def send(
         answer = _pool(policy, _proxy_for(url) if policy is None else None).handle_request(core)
         try:
             headers = httpx.Headers(answer.headers)
-            content = _read_body(answer, headers, limits, where)
+            sink = into if 200 <= answer.status < 300 else None
+            content = _read_body(answer, headers, limits, where, sink)
         finally:
             answer.close()
     except httpcore.LocalProtocolError:
@@ -89,21 +122,31 @@ _HTTPCORE_ERRORS = (
 )
 
 
-def _read_body(answer: httpcore.Response, headers: httpx.Headers, limits: Limits, where: str) -> bytes:
-    """Read and unpack an answer; what it unpacks to is bounded as well, chunk by chunk."""
+def _read_body(
+    answer: httpcore.Response, headers: httpx.Headers, limits: Limits, where: str, into: BinaryIO | None
+) -> bytes:
+    """Read and unpack an answer; what it unpacks to is bounded as well, chunk by chunk.
+
+    Returns it, unless it is written *into* a file: then that has what came before an error, too.
+    """
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", "x-gzip", ""):
         raise OutboundRefused(f"{where}: the answer is packed with {encoding!r}, which was not asked for")
     unpacker = zlib.decompressobj(31) if "gzip" in encoding else None
-    received = 0
+    received = unpacked = 0
     body = bytearray()
     for chunk in answer.iter_stream():
         received += len(chunk)
         try:
-            body += chunk if unpacker is None else unpacker.decompress(chunk, limits.max_bytes + 1 - len(body))
+            data = chunk if unpacker is None else unpacker.decompress(chunk, limits.max_bytes + 1 - unpacked)
         except zlib.error as error:
             raise httpcore.RemoteProtocolError(f"the answer is not gzip: {error}") from error
-        if max(received, len(body)) > limits.max_bytes:
+        unpacked += len(data)
+        if into is None:
+            body += data
+        else:
+            into.write(data)
+        if max(received, unpacked) > limits.max_bytes:
             raise OutboundTooLarge(f"{where}: the answer is larger than {limits.max_bytes} bytes")
     if unpacker is not None and received and not unpacker.eof:
         raise httpcore.RemoteProtocolError("the packed answer ends too early")

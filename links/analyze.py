@@ -8,6 +8,8 @@ Each answer is saved before the next question is asked: when a later call fails,
 next run goes on from there. A signed or encrypted vCon shows no transcripts, so it passes through unchanged.
 
 Any service that speaks OpenAI's protocol will do: OpenAI, Azure, a LiteLLM proxy, or whatever `base_url` points at.
+
+Reads: transcripts. Writes: an analysis of `analysis_type` for each of their dialogs. Needs: conserver[openai].
 """
 
 import time

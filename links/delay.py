@@ -4,7 +4,7 @@ The vCon keeps its thread for as long as it waits, so give the chain enough `con
 link's `timeout`: a longer one ends as a dead letter. To try again later, use the chain's `retry` instead, which holds
 no thread.
 
-Reads and writes nothing of the vCon.
+Reads: nothing. Writes: nothing.
 """
 
 import time

@@ -4,7 +4,9 @@ The time begins when the chain has settled, so a vCon that waits for its turn, o
 takes the place of `VCON_REDIS_EXPIRY` for this vCon, and unlike that it does not ask whether a storage holds a copy:
 without one, the vCon is gone when the time is over. A later save, or another run of a chain, ends the countdown.
 
-Reads and writes nothing of the vCon; works on signed and encrypted ones.
+Works on signed and encrypted vCons, too.
+
+Reads: nothing. Writes: nothing; the copy in Redis gets an expiry.
 """
 
 from pydantic import BaseModel, Field

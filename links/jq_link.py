@@ -7,8 +7,9 @@ text need `fromjson`.
 An error of the filter on a vCon is a dead letter that says which, not a silent stop. One is mended: where a function
 "requires string inputs" and a list body holds other things too, the filter is tried once more without these.
 
-Reads the vCon, signed and encrypted ones as well (their envelope); writes nothing. Needs `pip install
-'conserver[jq]'`.
+Of a signed or encrypted vCon the filter sees the envelope.
+
+Reads: the whole vCon. Writes: nothing. Needs: conserver[jq].
 """
 
 from functools import cache
@@ -22,7 +23,11 @@ from conserver import LinkError, Vcon, telemetry, vcons
 class Options(BaseModel):
     """What to look for."""
 
-    filter: str = Field(default=".", description="The jq program; its first output decides.")
+    filter: str = Field(
+        default=".",
+        description="The jq program. Its first output decides: `null`, `false` or no output is no match, everything "
+        "else is one.",
+    )
     forward_matches: bool = Field(
         default=True, description="True lets vCons that match go on; false lets those go on that do not."
     )

@@ -9,7 +9,9 @@
   second in all. A vCon that was let through is let through again when its run is repeated in the meantime.
 - `time_based`: those that come in a second of the clock that `value` divides. All of them, so it limits nothing.
 
-A vCon that is stopped reaches no later link, storage or egress list. Reads only the UUID; writes nothing.
+A vCon that is stopped reaches no later link, storage or egress list.
+
+Reads: the UUID. Writes: nothing.
 """
 
 import hashlib
@@ -36,7 +38,9 @@ class Options(BaseModel):
         description="Percent (`percentage`), one of how many (`modulo`), or seconds (`rate`, `time_based`).",
     )
     seed: int | str | None = Field(
-        default=None, description="For `percentage`: links with the same seed choose the same vCons."
+        default=None,
+        description="For `percentage`: links with the same seed choose the same vCons. Without one, it is the name of "
+        "the link.",
     )
 
     @model_validator(mode="after")

@@ -4,7 +4,9 @@ A tag is a name and a value. It is written as `name:value`; a bare `name` gets i
 names to values means the same. Tags that the vCon has already stay, however they are written there, and adding one a
 second time changes nothing.
 
-Reads and writes the attachment with the purpose `tags`. A signed or encrypted vCon cannot be tagged: VconSealed.
+A signed or encrypted vCon cannot be tagged: VconSealed.
+
+Reads: tags. Writes: tags.
 """
 
 from typing import Any
@@ -21,6 +23,7 @@ class Options(BaseModel):
         default=["iron", "maiden"],
         validate_default=True,
         description="The tags: a list of `name:value`, a bare `name` for `name:name`, or a mapping of names to values.",
+        json_schema_extra={"type": ["array", "object"], "items": {}, "x-type": "list or mapping"},
     )
 
     @field_validator("tags", mode="before")

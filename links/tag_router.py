@@ -4,8 +4,10 @@ Each vCon that has a tag of a name in `tag_routes` is pushed to the list beside 
 gets it once, however many of its tags lead there. The pushes are made in one step with the end of the chain: a chain
 that fails afterwards has pushed nothing, and one that is run again after a crash pushes once.
 
-Reads all attachments with the purpose (or type) `tags`, whatever their shape; writes nothing to the vCon. The tags of
-a signed or encrypted vCon cannot be seen, so it matches no route.
+All attachments with the purpose (or type) `tags` count, whatever their shape. The tags of a signed or encrypted vCon
+cannot be seen, so it matches no route.
+
+Reads: tags. Writes: nothing; the UUID goes to other lists.
 """
 
 import logging

@@ -5,33 +5,26 @@ All URLs are tried, also when one of them fails; then the link fails and names t
 
 Every delivery carries the header `webhook-id`, made of the vCon's UUID, its content and the URL. A delivery that is
 repeated, since the answer to the first was lost or since the chain ran again, has the same id: receivers that
-remember it get each version of a vCon once. `EGRESS_FORMAT_VERSION=0.0.1` sends the vCon as older consumers expect it.
+remember it get each version of a vCon once. `format_version` or `EGRESS_FORMAT_VERSION` sends the vCon as older
+consumers expect it.
+
+Reads: the whole vCon. Writes: nothing; the vCon goes to other services.
 """
 
-import hashlib
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field
 
-from conserver import LinkError, outbound, telemetry, vcons
-from conserver.errors import OutboundError
+from conserver import LinkError, telemetry, vcons
+from conserver.webhooks import Receivers, deliver
 
 
-class Options(BaseModel):
+class Options(Receivers):
     """Where to send vCons."""
 
-    model_config = ConfigDict(populate_by_name=True, hide_input_in_errors=True)
-
-    webhook_urls: list[str] = Field(default=[], alias="webhook-urls", description="The receivers, in order.")
-    headers: dict[str, str] = Field(default={}, description="Headers for each of them, such as Authorization.")
-    timeout: float = Field(default=30.0, gt=0, description="Seconds for one attempt, up to the last byte.")
-
-    @field_validator("webhook_urls")
-    @classmethod
-    def _are_urls(cls, urls: list[str]) -> list[str]:
-        for number, url in enumerate(urls, 1):
-            if not url.lower().startswith(("http://", "https://")):
-                raise ValueError(f"number {number} is not a URL: write https://host/path")
-        return urls
+    format_version: Literal["0.0.1"] | None = Field(
+        default=None, description="Version of the vCons as they are sent; without it, `EGRESS_FORMAT_VERSION`."
+    )
 
 
 def run(vcon_uuid: str, link_name: str, opts: Options) -> str | None:
@@ -39,29 +32,10 @@ def run(vcon_uuid: str, link_name: str, opts: Options) -> str | None:
     if not opts.webhook_urls:
         telemetry.count("conserver.link.webhook.no_urls_configured", link=link_name)
         return vcon_uuid
-    body = vcons.egress(vcon_uuid)
-    content = hashlib.sha256(body).hexdigest()
-    failures = []
-    for url in opts.webhook_urls:
-        headers = {
-            "Content-Type": "application/json",
-            **opts.headers,
-            "webhook-id": outbound.delivery_id(vcon_uuid, content, url),
-        }
-        try:
-            outbound.request(
-                "POST",
-                url,
-                trusted=True,
-                headers=headers,
-                body=body,
-                limits=outbound.Limits(read_secs=opts.timeout, total_secs=opts.timeout),
-                repeatable=True,
-                quote_answer=False,  # a receiver may repeat what it was sent, and errors end up in logs
-            )
-        except OutboundError as error:
-            telemetry.count("conserver.link.webhook.post_failures", link=link_name)
-            failures.append(error)
+    deliveries = deliver(vcon_uuid, vcons.egress(vcon_uuid, opts.format_version), opts)
+    failures = [delivery.error for delivery in deliveries if delivery.error]
+    for _ in failures:
+        telemetry.count("conserver.link.webhook.post_failures", link=link_name)
     if failures:
         raise LinkError("; ".join(map(str, failures))) from failures[0]
     return vcon_uuid

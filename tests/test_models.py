@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from conserver import models, outbound, telemetry
 from conserver.errors import ConfigError, OutboundError, OutboundStatus
@@ -200,6 +200,141 @@ def test_the_vendor_is_who_really_answers(given: dict[str, Any], vendor: str) ->
         given |= {"LITELLM_PROXY_URL": "https://ai.example", "LITELLM_MASTER_KEY": KEY}
 
     assert vendor_of(ModelOptions.model_validate(given)) == vendor
+
+
+# Answers that have to be something
+
+
+class Verdict(BaseModel):
+    applies: bool
+
+
+def verdict(opts: ModelOptions, **more: Any) -> bool:
+    return models.chat_json(opts, MESSAGES, Verdict, vcon_uuid=UUID, sub_type="TEST", **more).value.applies
+
+
+def test_json_is_asked_for_and_checked(service: ModelServer) -> None:
+    """The service is told, and what comes is what the schema says."""
+    service.order(model_server.saying('Gladly:\n```json\n{"applies": true}\n```'))
+
+    assert verdict(options(service)) is True
+    assert json.loads(service.calls[0].body)["response_format"] == {"type": "json_object"}
+
+
+def test_an_answer_that_is_not_what_was_asked_for_is_asked_for_once_more(service: ModelServer) -> None:
+    """Both are paid for, and both are counted."""
+    service.order(model_server.saying("yes"), model_server.saying('{"applies": false}'))
+
+    assert verdict(options(service)) is False
+    assert len(service.calls) == 2
+    assert list(counted("conserver.model.input_tokens").values()) == [12]
+
+
+@pytest.mark.parametrize(
+    ("more", "again", "calls"), [({}, True, 2), ({}, False, 1), ({"retry_secs": 0}, True, 1)], ids=str
+)
+def test_then_it_is_an_error_that_holds_the_answer(
+    service: ModelServer, more: dict[str, Any], again: bool, calls: int
+) -> None:
+    """Two calls, or one where the budget or the caller allows no more; the message quotes nothing."""
+    service.order(*[model_server.saying("the customer said 4711")] * 2)
+
+    with pytest.raises(
+        models.InvalidAnswer, match=r"^model 'gpt-4o': the answer is not what .*: it holds no JSON$"
+    ) as caught:
+        verdict(options(service, **more), again=again)
+
+    assert (caught.value.text, len(service.calls)) == ("the customer said 4711", calls)
+
+
+def test_the_second_question_has_what_is_left_of_the_budget(service: ModelServer) -> None:
+    """The two together take no longer than one may."""
+    seen: list[float] = []
+
+    def answer(opts: ModelOptions) -> models.ChatResult:
+        seen.append(opts.retry_secs)
+        return models.ChatResult("no", 0, 0)
+
+    with pytest.raises(models.InvalidAnswer):
+        models.valid(options(service, retry_secs=100), answer, int)
+
+    assert seen[0] == 100
+    assert 0 < seen[1] < 100
+
+
+# The Responses API
+
+
+def test_the_responses_api_is_asked_and_counted(service: ModelServer) -> None:
+    """One text in, one text out."""
+    result = models.respond(options(service), "one two three", vcon_uuid=UUID, sub_type="TEST")
+
+    assert result == models.ChatResult("3 words, beginning: one two three", 3, 6)
+    assert service.calls[0].path == "/v1/responses"
+    assert json.loads(service.calls[0].body) == {"model": "gpt-4o", "input": "one two three", "temperature": 0.0}
+    assert list(counted("conserver.model.output_tokens").values()) == [6]
+
+
+@pytest.mark.parametrize("order", [model_server.cut, model_server.invalid_json, model_server.status(500)])
+def test_a_response_that_is_none_is_asked_for_again(service: ModelServer, waits: list[float], order: Any) -> None:
+    """As with a chat completion."""
+    service.order(order)
+
+    assert models.respond(options(service), "one", vcon_uuid=UUID, sub_type="TEST").text.startswith("1 words")
+    assert len(service.calls) == 2
+
+
+def test_a_response_without_text_says_why(service: ModelServer) -> None:
+    """The same question would be cut off again."""
+    service.order(model_server.no_text)
+
+    with pytest.raises(OutboundError, match=r"answered without a text \(finish_reason 'incomplete'\)"):
+        models.respond(options(service), "one", vcon_uuid=UUID, sub_type="TEST")
+
+
+# What models are particular about
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_model_that_refuses_a_temperature_is_asked_without(
+    service: ModelServer, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """Existing configs give one to models that accept only their own; the second time it is known."""
+    monkeypatch.setattr(models, "_own_temperature", set())
+    for _ in range(1 + known):
+        service._orders.clear()
+        service.order(*[model_server.no_temperature] * 2)
+        assert ask(options(service, temperature=0.2, model="gpt-5")).text.startswith("3 words")
+
+    asked = ["temperature" in json.loads(call.body) for call in service.calls]
+    assert asked == [True, False, False][: 2 + known]
+
+
+def test_what_is_no_character_is_replaced(service: ModelServer) -> None:
+    """A transcript that was cut in the middle of an emoji can be asked about."""
+    chat(options(service), [{"role": "user", "content": "one \ud83d two"}], vcon_uuid=UUID, sub_type="TEST")
+
+    assert json.loads(service.calls[0].body)["messages"][0]["content"] == "one ? two"
+
+
+def test_prices_give_a_cost(service: ModelServer) -> None:
+    """By a million tokens; without prices there is no such number."""
+    ask(options(service))
+    assert counted("conserver.model.cost") == {}
+
+    ask(options(service, price_per_million_input=2, price_per_million_output=10))
+
+    assert list(counted("conserver.model.cost").values()) == [pytest.approx(6 * 2e-6 + 6 * 1e-5)]
+
+
+def test_an_answer_without_text_is_counted(service: ModelServer) -> None:
+    """It is paid for all the same."""
+    service.order(model_server.no_text)
+
+    with pytest.raises(OutboundError):
+        ask(options(service))
+
+    assert list(counted("conserver.model.input_tokens").values()) == [6]
 
 
 # Calls that do not go well

@@ -313,6 +313,17 @@ def test_a_post_is_not_turned_into_a_get() -> None:
     assert len(server.requests) == 1
 
 
+def test_a_redirect_that_is_not_followed_says_where_it_leads() -> None:
+    """A caller that allows none finds the place in the error, and nobody has asked there."""
+    with HttpServer(lambda exchange: exchange.answer(302, location="/elsewhere")) as server:
+        for method, limits in (("POST", Limits()), ("GET", Limits(max_redirects=0))):
+            with pytest.raises(OutboundStatus, match="answered 302") as caught:
+                outbound.request(method, server.url, trusted=True, limits=limits)
+            assert caught.value.location == "/elsewhere"
+
+    assert len(server.requests) == 2
+
+
 def test_a_downgrade_from_https_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was meant to be private does not go on in the clear."""
     moved = httpx.Response(307, headers={"location": "http://example.com/"})

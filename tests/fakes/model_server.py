@@ -1,16 +1,18 @@
-"""A fake model service that speaks OpenAI's protocol, for tests and for trying things without a network.
+"""A fake model service that speaks OpenAI's and Hugging Face's protocols, for tests and for trying without a network.
 
     python -m tests.fakes.model_server --port 9001
 
-Its answers depend on the question alone. It misbehaves on order, one order a request, first come first served:
+Its answers depend on the question alone: a sentence on its last paragraph, JSON where that is asked for, and "true"
+or "false" where the question has these words. It misbehaves on order, one order a request, first come first served:
 
     with ModelServer() as models:
-        models.order(status(429, retry_after="1"), cut, ok)
+        models.order(status(429, retry_after="1"), cut, saying('{"labels": ["sale"]}'), ok)
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import threading
@@ -22,9 +24,15 @@ from tests.fakes.http_server import Exchange, HttpServer, Request
 
 Order = Callable[[Exchange], None]
 
+# What a path ends with, or has in it, and whose protocol that is.
+_CHAT, _RESPONSES, _EMBEDDINGS, _GENERATION = "/chat/completions", "/responses", "/embeddings", "/models/"
+
 
 class ModelServer(HttpServer):
-    """Answers POST .../chat/completions, with or without Azure's prefix; takes reports of usage at /usage."""
+    """Answers chat completions, responses and embeddings as OpenAI and Azure do, and text generation at /models/NAME.
+
+    Takes reports of usage at /usage.
+    """
 
     def __init__(self, *, port: int = 0) -> None:
         super().__init__(self._respond, port=port)
@@ -37,8 +45,8 @@ class ModelServer(HttpServer):
 
     @property
     def calls(self) -> list[Request]:
-        """The requests for a chat completion so far."""
-        return [request for request in self.requests if "/chat/completions" in request.path]
+        """The requests to a model so far."""
+        return [request for request in self.requests if _protocol(request)]
 
     @property
     def reports(self) -> list[dict[str, Any]]:
@@ -46,14 +54,14 @@ class ModelServer(HttpServer):
         return [json.loads(request.body) for request in self.requests if request.path == "/usage"]
 
     def order(self, *orders: Order) -> None:
-        """Queue what is to happen to the next chat completions; after that, all is well again."""
+        """Queue what is to happen to the next calls; after that, all is well again."""
         self._orders.extend(orders)
 
     def _respond(self, exchange: Exchange) -> None:
         path = exchange.request.path.partition("?")[0]
         if path == "/usage":
             exchange.answer(200, b"{}", content_type="application/json")
-        elif path.endswith("/chat/completions"):
+        elif _protocol(exchange.request):
             try:
                 order = self._orders.popleft()
             except IndexError:
@@ -63,14 +71,24 @@ class ModelServer(HttpServer):
             _json(exchange, 404, {"error": {"message": f"no such path: {path}"}})
 
 
-def completion(request: Request) -> dict[str, Any]:
-    """Return the completion for a request: the first words of the last message's last paragraph, counted."""
+def answer_to(request: Request, text: str | None = None) -> Any:
+    """Return the answer to a request in its own protocol; *text* is what the model says, by default something fit."""
     asked = json.loads(request.body)
-    question = str(asked["messages"][-1]["content"])
-    words = question.rpartition("\n\n")[2].split()
-    text = f"{len(words)} words, beginning: {' '.join(words[:12])}"
-    spent = sum(len(str(message["content"]).split()) for message in asked["messages"])
-    used = len(text.split())
+    if _protocol(request) == _EMBEDDINGS:
+        return _embeddings(asked)
+    question = _question(asked)
+    text = _fit(asked, question) if text is None else text
+    if _protocol(request) == _GENERATION:
+        return [{"generated_text": text}]
+    spent, used = _words(asked), len(text.split())
+    if _protocol(request) == _RESPONSES:
+        content = [{"type": "output_text", "text": text, "annotations": []}]
+        message = {"type": "message", "id": "msg-fake", "status": "completed", "role": "assistant", "content": content}
+        return {
+            **{"id": "resp-fake", "object": "response", "created_at": 0, "status": "completed"},
+            **{"model": asked.get("model", "fake"), "output": [message]},
+            "usage": {"input_tokens": spent, "output_tokens": used, "total_tokens": spent + used},
+        }
     return {
         "id": "chatcmpl-fake",
         "object": "chat.completion",
@@ -81,9 +99,58 @@ def completion(request: Request) -> dict[str, Any]:
     }
 
 
+def _protocol(request: Request) -> str:
+    path = request.path.partition("?")[0]
+    ends = [end for end in (_CHAT, _RESPONSES, _EMBEDDINGS) if path.endswith(end)]
+    return (ends or [_GENERATION if request.method == "POST" and _GENERATION in path else ""])[0]
+
+
+def _question(asked: dict[str, Any]) -> str:
+    if "messages" in asked:
+        return str(asked["messages"][-1]["content"])
+    return str(asked.get("input", asked.get("inputs", "")))
+
+
+def _words(asked: dict[str, Any]) -> int:
+    if "messages" in asked:
+        return sum(len(str(message["content"]).split()) for message in asked["messages"])
+    return len(_question(asked).split())
+
+
+def _fit(asked: dict[str, Any], question: str) -> str:
+    words = question.rpartition("\n\n")[2].split()
+    if asked.get("response_format", {}).get("type") == "json_object":
+        everything = json.dumps(asked)
+        if "'labels'" in everything:
+            return json.dumps({"labels": list(dict.fromkeys(word.strip(".,:?!-").lower() for word in words[:3]))})
+        if "'applies'" in everything:
+            return json.dumps({"applies": len(words) > 1})
+        return json.dumps({"words": len(words)})
+    if "'true'" in question and "'false'" in question:
+        return "true" if len(words) > 1 else "false"
+    return f"{len(words)} words, beginning: {' '.join(words[:12])}"
+
+
+def _embeddings(asked: dict[str, Any], dimensions: int = 8) -> dict[str, Any]:
+    given = asked["input"] if isinstance(asked["input"], list) else [asked["input"]]
+    rows = [list(hashlib.sha256(str(text).encode()).digest()[: asked.get("dimensions", dimensions)]) for text in given]
+    data = [
+        {"object": "embedding", "index": index, "embedding": [byte / 255 for byte in row]}
+        for index, row in enumerate(rows)
+    ]
+    spent = sum(len(str(text).split()) for text in given)
+    usage = {"prompt_tokens": spent, "total_tokens": spent}
+    return {"object": "list", "model": asked.get("model", "fake"), "data": data, "usage": usage}
+
+
 def ok(exchange: Exchange) -> None:
     """Answer as one should."""
-    _json(exchange, 200, completion(exchange.request))
+    _json(exchange, 200, answer_to(exchange.request))
+
+
+def saying(text: str) -> Order:
+    """Answer well, in these words."""
+    return lambda exchange: _json(exchange, 200, answer_to(exchange.request, text))
 
 
 def status(code: int, message: str = "on order", **headers: str) -> Order:
@@ -103,7 +170,7 @@ def slow(secs: float) -> Order:
 
 def drip(exchange: Exchange) -> None:
     """Send a good answer, one byte every twentieth of a second."""
-    body = json.dumps(completion(exchange.request)).encode()
+    body = json.dumps(answer_to(exchange.request)).encode()
     exchange.begin(200, len(body), content_type="application/json")
     for at in range(len(body)):
         exchange.write(body[at : at + 1])
@@ -113,7 +180,7 @@ def drip(exchange: Exchange) -> None:
 
 def cut(exchange: Exchange) -> None:
     """Break off in the middle of the body."""
-    body = json.dumps(completion(exchange.request)).encode()
+    body = json.dumps(answer_to(exchange.request)).encode()
     exchange.begin(200, len(body), content_type="application/json")
     exchange.write(body[: len(body) // 2])
     exchange.cut()
@@ -125,19 +192,29 @@ def invalid_json(exchange: Exchange) -> None:
 
 
 def empty_choices(exchange: Exchange) -> None:
-    """Answer 200 with no choice at all."""
-    _json(exchange, 200, {**completion(exchange.request), "choices": []})
+    """Answer 200 with nothing in it: no choice, no output, no generation."""
+    answer = answer_to(exchange.request)
+    _json(exchange, 200, [] if isinstance(answer, list) else {**answer, "choices": [], "output": [], "data": []})
 
 
 def no_text(exchange: Exchange) -> None:
     """Answer 200 with a choice that a content filter has emptied."""
     choice = {"index": 0, "finish_reason": "content_filter", "message": {"role": "assistant", "content": None}}
-    _json(exchange, 200, {**completion(exchange.request), "choices": [choice]})
+    _json(exchange, 200, {**answer_to(exchange.request), "choices": [choice], "output": [], "status": "incomplete"})
 
 
 def no_usage(exchange: Exchange) -> None:
     """Answer well, but without a word on tokens."""
-    _json(exchange, 200, {**completion(exchange.request), "usage": None})
+    _json(exchange, 200, {**answer_to(exchange.request), "usage": None})
+
+
+def no_temperature(exchange: Exchange) -> None:
+    """Refuse a temperature, as models do that accept only their own; answer well without one."""
+    if "temperature" not in json.loads(exchange.request.body):
+        return ok(exchange)
+    message = "Unsupported value: 'temperature' does not support 0.2 with this model."
+    error = {"message": message, "param": "temperature", "code": "unsupported_value"}
+    return _json(exchange, 400, {"error": error})
 
 
 def _json(exchange: Exchange, code: int, value: object, **headers: str) -> None:

@@ -154,11 +154,14 @@ def test_neither_errors_nor_logs_hold_secrets_or_what_was_said(caplog: pytest.Lo
     assert "kettle" not in caplog.text
 
 
-def test_older_consumers_get_the_older_version(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["environment", "option"])
+def test_older_consumers_get_the_older_version(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """EGRESS_FORMAT_VERSION holds for what leaves by a webhook as well; the stored vCon stays as it is."""
-    monkeypatch.setenv("EGRESS_FORMAT_VERSION", "0.0.1")
+    if how == "environment":
+        monkeypatch.setenv("EGRESS_FORMAT_VERSION", "0.0.1")
     with HttpServer(accept) as server:
-        vcon = run_link("links.webhook", {"webhook-urls": [server.url]})
+        given = {"webhook-urls": [server.url]} | ({"format_version": "0.0.1"} if how == "option" else {})
+        vcon = run_link("links.webhook", given)
     sent = json.loads(server.requests[0].body)
 
     assert (sent["vcon"], sent["group"]) == ("0.0.1", [])
