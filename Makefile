@@ -58,9 +58,10 @@ check: ## format, lint, types, and config.yml: look, but change nothing
 	@$(BIN)/mypy
 	@$(BIN)/conserver check config.yml
 
-docs: ## write the list of endpoints in docs/reference/api.md anew
+docs: ## write anew what docs/reference has from the code: endpoints, links, storages, options
 	$(call set_up)
 	@$(BIN)/python -m tools.api_reference
+	@$(BIN)/python -m tools.component_reference
 
 format: ## put all Python files into shape
 	$(call set_up,test dev)

@@ -1,6 +1,7 @@
 """The command line: each command parses, calls, prints. What it calls is imported inside, so that `--help` is quick.
 
-docs/reference/cli.md describes commands, options and exit codes; the group `dlq` is in cli_dlq.py.
+docs/reference/cli.md describes commands, options and exit codes; the group `dlq` is in cli_dlq.py, what authors
+need in cli_authors.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from conserver.cli_authors import authors
 from conserver.cli_dlq import dlq
 from conserver.cli_print import (
     EXIT_FAILED,
@@ -51,6 +53,7 @@ app = typer.Typer(
     cls=_Group, add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 app.add_typer(dlq, name="dlq")
+app.add_typer(authors)
 
 
 ConfigFile = Annotated[

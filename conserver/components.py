@@ -20,14 +20,14 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from conserver import rules
+from conserver import compat, rules
 from conserver.config import draft_config
 from conserver.configmodel import Component, Config, ImportConfig, LinkConfig, Retry, StorageConfig
 from conserver.filters import When
 from conserver.findings import ComponentError, Finding, Findings, Problem, has_errors, secrets_of
-from conserver.imports import Kind, import_component
+from conserver.imports import Kind, import_component, lacks, needs_of
 from conserver.isolation import Died, call_each
-from conserver.options import bind_options, is_model
+from conserver.options import bind_options
 
 IMPORT_LIMIT_SECS = 30.0
 """For the import of one module in the check. Large libraries take seconds on a slow disk."""
@@ -82,6 +82,7 @@ def use_folder(folder: Path) -> None:
     entry = str(folder.absolute())
     if entry not in sys.path:
         sys.path.append(entry)
+    compat.allow_folder(entry)
     importlib.invalidate_caches()
 
 
@@ -129,6 +130,9 @@ def load(kind: Kind, config: Component | ImportConfig) -> tuple[Any, Any, list[P
     """Import a component and bind its options: the module, the options, and what deserves a warning."""
     what = f"{kind} {config.name!r}"
     module = import_component(kind, what, config.module, config.pip_name)
+    if gone := lacks(module):
+        message = f"{what}: {config.module} needs {', '.join(gone)}, which is not installed"
+        raise ComponentError([Problem("missing-package", f"{message} (pip install '{needs_of(module)}')")])
     if not isinstance(config, Component):
         return module, None, []
     functions = ("run",) if kind == "link" else ("save", "get", "delete", "ping")
@@ -143,17 +147,6 @@ def load(kind: Kind, config: Component | ImportConfig) -> tuple[Any, Any, list[P
         message = f"{what}: the Options of {config.module} fail: {type(error).__name__}"
         raise ComponentError([Problem("bad-options", message, ("options",), on_key=True)]) from error
     return module, options, warnings
-
-
-def describe(name: str, kind: Kind = "link") -> dict[str, Any]:
-    """Tell what a component does (`summary`) and takes (`options`, a JSON schema), for lists and reference pages."""
-    module = import_component(kind, f"{kind} {name!r}", name, None)
-    model = getattr(module, "Options", None)
-    defaults = getattr(module, "default_options", None) or {}
-    schema = {"type": "object", "properties": {option: {"default": value} for option, value in defaults.items()}}
-    if is_model(model):
-        schema = model.model_json_schema()
-    return {"module": name, "summary": (inspect.getdoc(module) or "").partition("\n")[0], "options": schema}
 
 
 def _check_signature(what: str, name: str, module: Any, function: str) -> Problem | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WrapValidator
 
 from conserver.filters import When
 from conserver.findings import Places
@@ -32,6 +32,15 @@ _Secs = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=Fa
 
 # Existing configs write 0 for "no limit of its own".
 _Timeout = Annotated[_Secs | None, AfterValidator(lambda secs: secs or None)]
+
+
+def _as_it_is(value: Any, check: Any) -> Any:
+    check(value)
+    return value
+
+
+# Text that came from the environment stays marked as such: a URL of a private repository has a token in it.
+_Package = Annotated[str, WrapValidator(_as_it_is)]
 
 
 class Model(BaseModel):
@@ -54,7 +63,7 @@ class Named(Model):
 class Component(Named):
     module: str = Field(min_length=1)
     options: dict[str, Any] = Field(default_factory=dict, repr=False)
-    pip_name: str | None = None
+    pip_name: _Package | None = None
     """What the finding `missing-package` tells to install."""
 
 
@@ -78,7 +87,7 @@ class ImportConfig(Named):
     """A module that is imported before the first vCon."""
 
     module: str = Field(min_length=1)
-    pip_name: str | None = None
+    pip_name: _Package | None = None
 
 
 def _http_url(value: str) -> str:

@@ -44,6 +44,36 @@ RULES: Mapping[str, Level] = {
 }
 """Every rule by its id, each with a section in docs/reference/check.md."""
 
+MEANINGS: Mapping[str, str] = {
+    "syntax": "the file cannot be read as YAML",
+    "duplicate-key": "a mapping has the same key twice",
+    "missing-field": "something that cannot be left out is not there",
+    "wrong-type": "a value is of another type than it must be",
+    "bad-value": "a value is of the right type, and makes no sense",
+    "unknown-link": "a chain uses a link that is not defined",
+    "unknown-storage": "a chain uses a storage that is not defined",
+    "unknown-tracer": "a chain uses a tracer that is not defined",
+    "missing-env": "an environment variable that the file uses is not set",
+    "import-failed": "a module is not there, or fails when it is imported",
+    "missing-package": "a module needs a package that is not installed",
+    "no-run": "a module lacks the function of a link or a storage",
+    "bad-options": "the options of a component are not what it takes",
+    "bad-schedule": "a schedule is no cron expression of five fields",
+    "unknown-field": "a key means nothing",
+    "unknown-option": "a component does not have this option",
+    "unused-link": "a link is in no chain",
+    "unused-storage": "a storage is in no chain",
+    "no-ingress": "a chain has no list to take vCons from",
+    "shared-ingress": "two chains read one list, and only the last gets anything",
+    "never-expires": "no storage of a chain can give a vCon back, so its vCons stay in Redis",
+    "now-enforced": "the existing conserver ignores what is said here, and this one does it",
+    "egress-without-consumer": "no chain reads an egress list that is called nearly like one that is read",
+    "chain-feeds-itself": "a vCon comes back to the chain that it was pushed from",
+    "deprecated": "an old way to write something, which is understood",
+    "not-built": "something that comes with a later version",
+}
+"""Every rule in one sentence."""
+
 _SECRET_NAME = re.compile(r"key|token|secret|passw|credential|\b(.*_)?auth(orization)?\b", re.IGNORECASE)
 _USERINFO = re.compile(r"(?<=//)[^/@\s]+(?=@)")
 HIDDEN = "***"
@@ -228,6 +258,14 @@ def shown(value: Any, path: Path = ()) -> str:
         return str(value).lower()
     text = repr(_without_passwords(value)) if isinstance(value, str) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def quotable(text: str) -> str:
+    """Return a text as a message may quote it, whole: without the user and password of a URL in it.
+
+    Nothing is left of one that came from the environment.
+    """
+    return HIDDEN if isinstance(text, Substituted) and text.hidden else _without_passwords(text)
 
 
 #: A password in a URL, and what stands behind such a name in a URL or a connection string.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import os
 import pkgutil
 import re
@@ -13,12 +14,15 @@ import traceback
 from pathlib import Path
 from typing import Any, Literal
 
-from conserver.findings import ComponentError, Problem, did_you_mean, one_line
+from packaging.requirements import Requirement
+
+from conserver import compat
+from conserver.findings import ComponentError, Problem, did_you_mean, one_line, quotable
+from conserver.requirements import missing, parse
 
 Kind = Literal["link", "storage", "import"]
 
-_COMPAT = {"lib", "server", "storage", "vcon"}
-"""Top names that components of the existing conserver import from it."""
+_NEEDS = re.compile(r"\bNeeds:\s+(\S+?)\.?(?!\S)")
 
 
 def import_component(kind: Kind, what: str, name: str, pip_name: str | None) -> Any:
@@ -26,7 +30,9 @@ def import_component(kind: Kind, what: str, name: str, pip_name: str | None) -> 
     packaged = importlib.metadata.entry_points(group=f"conserver.{kind}s", name=name) if "." not in name else ()
     try:
         for entry in packaged:
+            compat.allow(entry.module)
             return entry.load()
+        compat.allow(name)
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ComponentError([_explain_missing(kind, what, name, pip_name, error)]) from error
@@ -36,6 +42,21 @@ def import_component(kind: Kind, what: str, name: str, pip_name: str | None) -> 
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         message = f"{what}: {name} fails when it is imported: {one_line(reason)}{_where(error, name)}"
         raise ComponentError([Problem("import-failed", message)]) from error
+
+
+def needs_of(module: Any) -> Requirement | None:
+    """Return the requirement that a module says it needs, in the words `Needs: conserver[jq]` of its docstring."""
+    found = _NEEDS.search(inspect.getdoc(module) or "")
+    return parse(found[1]) if found else None
+
+
+def lacks(module: Any) -> list[str]:
+    """List what is not installed of that which a module says it needs."""
+    needs = needs_of(module)
+    # Where the conserver only lies on the path, nothing is known of its extras.
+    if needs is None or (needs.name == "conserver" and missing(Requirement("conserver"))):
+        return []
+    return missing(needs)
 
 
 def _explain_missing(kind: Kind, what: str, name: str, pip_name: str | None, error: ModuleNotFoundError) -> Problem:
@@ -48,13 +69,11 @@ def _explain_missing(kind: Kind, what: str, name: str, pip_name: str | None, err
         if top in ("links", "storages") and getattr(package, "__file__", None):
             hint = f"; {package.__file__} hides the {top} that come with the conserver, so delete it"  # type: ignore[union-attr]
         elif pip_name:
-            return Problem("missing-package", f"{what}: there is no module {name} (pip install {pip_name!r})")
+            return Problem("missing-package", f"{what}: there is no module {name} (pip install {quotable(pip_name)!r})")
         return Problem("import-failed", f"{what}: there is no module {name}{hint}")
     reason = f"{what}: cannot import {name}: {error}"
-    if top in _COMPAT:
-        message = (
-            f"{reason}; names of the existing conserver come with a later version, 'from conserver import ...' is here"
-        )
+    if compat.is_old_name(top) and top != "vcon":
+        message = f"{reason}; of the existing conserver's names it is none that is here: see docs/reference/compat.md"
         return Problem("import-failed", message)
     if top in ("conserver", "links", "storages") or missing in sys.stdlib_module_names:
         return Problem("import-failed", f"{reason}{_where(error, name)}")
@@ -62,7 +81,7 @@ def _explain_missing(kind: Kind, what: str, name: str, pip_name: str | None, err
     if extra:
         cure = f"pip install 'conserver[{extra}]'"
     elif pip_name:
-        cure = f"pip install {pip_name!r}"
+        cure = f"pip install {quotable(pip_name)!r}"
     else:
         cure = "install the package that has it, and name it as pip_name"
     return Problem("missing-package", f"{reason} ({cure})")

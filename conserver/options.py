@@ -68,7 +68,7 @@ def _merge(what: str, defaults: dict[str, Any], options: dict[str, Any]) -> tupl
 
 def _bind_model(what: str, model: type[BaseModel], options: dict[str, Any]) -> tuple[BaseModel, list[Problem]]:
     warnings = []
-    known = _names_of(model)
+    known = names_of(model)
     given = dict(options)
     if model.model_config.get("extra") != "allow":
         # `after_link` belongs to the hook of that name and may stand in the options of every link.
@@ -81,16 +81,32 @@ def _bind_model(what: str, model: type[BaseModel], options: dict[str, Any]) -> t
         if field is not None and model.model_fields[field].annotation is bool and isinstance(value, str):
             warnings += _deprecated_bool(what, name, value)
     try:
-        return model.model_validate(_plain(given)), warnings
+        bound = model.model_validate(_plain(given))
+        return bound, [*warnings, *_unknown_inside(what, bound, given)]
     except ValidationError as error:
         texts = [problem["loc"] for problem in error.errors() if problem["type"] == "string_type"]
         first = error
     # A ${PASSWORD} of nothing but digits reads as a number, where the option wants text.
     try:
-        return model.model_validate(_plain(given, as_text=texts)), warnings
+        bound = model.model_validate(_plain(given, as_text=texts))
+        return bound, [*warnings, *_unknown_inside(what, bound, given)]
     except ValidationError as error:
         problems = [_explain_invalid(what, options, problem) for problem in error.errors(include_url=False)]
         raise ComponentError([*problems, *warnings]) from (error if texts else first)
+
+
+def _unknown_inside(what: str, bound: BaseModel, given: Mapping[str, Any]) -> list[Problem]:
+    """Warn of what an option that is a mapping holds and its model does not know."""
+    problems = []
+    for name, field in names_of(type(bound)).items():
+        inner, written = getattr(bound, field), given.get(name)
+        if not (isinstance(inner, BaseModel) and isinstance(written, Mapping)) or inner.model_config.get("extra"):
+            continue
+        known = names_of(type(inner))
+        for key in [key for key in written if key not in known and key != "after_link"]:
+            message = f"{what}: option {name!r} has no {key!r}{did_you_mean(key, known)}"
+            problems.append(Problem("unknown-option", message, ("options", name, key), on_key=True))
+    return problems
 
 
 def _explain_invalid(what: str, options: dict[str, Any], problem: Any) -> Problem:
@@ -137,7 +153,7 @@ def _plain(value: Any, where: Where = (), as_text: Iterable[Where] = ()) -> Any:
     return value
 
 
-def _names_of(model: type[BaseModel]) -> dict[str, str]:
+def names_of(model: type[BaseModel]) -> dict[str, str]:
     """Map each name that an option may be written under to its field."""
     names: dict[str, str] = {}
     by_name = any(model.model_config.get(key) for key in ("populate_by_name", "validate_by_name"))
