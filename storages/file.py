@@ -11,6 +11,8 @@ the same day as `created_at`, `{path}/.lookup/` holds a symbolic link. Only what
 a UUID that is not there at all, is looked for in the folder of each day, newest first.
 
 What cannot be written (a full or read-only disk, a vCon over `max_file_size`) is a StorageError that says so.
+
+Reads: the file of a vCon. Writes: a file for each vCon, and symbolic links that lead to it.
 """
 
 import contextlib
@@ -25,7 +27,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from conserver import StorageError, Vcon, vcons
 
@@ -51,7 +53,11 @@ def _folder_mode(mode: int) -> int:
     return mode
 
 
-_Mode = Annotated[int, BeforeValidator(_mode)]
+_Mode = Annotated[
+    int,
+    BeforeValidator(_mode),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}], "x-type": "octal number"}),
+]
 # Absolute from the start: a link may change the working directory.
 _Folder = Annotated[str, Field(min_length=1), AfterValidator(os.path.abspath)]
 
@@ -60,15 +66,27 @@ class Options(BaseModel):
     """Where and how."""
 
     path: _Folder = Field(default="/data/vcons", description="The folder; it is made if it is not there.")
-    organize_by_date: bool = Field(default=True, description="Whether there is a folder for each day.")
+    organize_by_date: bool = Field(
+        default=True,
+        description="Whether there is a folder for each day, the one that `created_at` names as it is written there. A "
+        "vCon without a date lies in `path` itself.",
+    )
     compression: bool = Field(default=False, description="Whether the files are gzipped.")
     max_file_size: int = Field(default=10_485_760, ge=1, description="Largest vCon, in bytes of JSON text.")
-    file_permissions: _Mode = Field(default=0o644, description="Mode of the files, octal.")
+    file_permissions: _Mode = Field(
+        default=0o644,
+        description='Mode of the files, whatever the umask; `0o644` and `"644"` mean the same.',
+        json_schema_extra={"default": "0o644"},
+    )
     dir_permissions: Annotated[_Mode, AfterValidator(_folder_mode)] = Field(
-        default=0o755, description="Mode of the folders that are made here, octal."
+        default=0o755,
+        description="Mode of the folders that are made here. Folders that were there keep theirs.",
+        json_schema_extra={"default": "0o755"},
     )
     fsync: bool = Field(
-        default=True, description="Whether a save waits for the disk. Without it, a power cut loses the last seconds."
+        default=True,
+        description="Whether a save waits for the disk. Without it, a power cut may lose the last seconds; a crash of "
+        "the conserver loses nothing.",
     )
 
 

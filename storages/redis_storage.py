@@ -4,7 +4,9 @@ One key a vCon, `<prefix>:<uuid>`, with its JSON text and an expiry. Without `re
 server, which is then no second place but only a longer life: the copy survives the expiry of the one that is worked on,
 not the loss of the server.
 
-A server that does not answer is a StorageError within half a minute.
+A server that does not answer is a StorageError within `timeout`.
+
+Reads: the key of a vCon. Writes: a key for each vCon, `{prefix}:{uuid}`.
 """
 
 import os
@@ -27,10 +29,22 @@ class Options(BaseModel):
 
     redis_url: SecretStr | None = Field(
         default=None,
-        description="The server, in any form that `REDIS_URL` may have; without it, the conserver's own.",
+        description="The server, in any form that `REDIS_URL` may have; without it, the conserver's own. The existing "
+        "conserver ignores this option; here it counts.",
     )
-    prefix: str = Field(default="vcon_storage", min_length=1, description="What the keys begin with, before the colon.")
-    expires: int | None = Field(default=604800, ge=0, description="Life of a copy in seconds; 0 or null: for ever.")
+    prefix: str = Field(
+        default="vcon_storage",
+        min_length=1,
+        description="What the keys begin with, before the colon. `vcon` is refused: these keys hold the vCons that are "
+        "being worked on.",
+    )
+    expires: int | None = Field(
+        default=604800, ge=0, description="Life of a copy in seconds, from its last save; 0 or null is for ever."
+    )
+
+    timeout: float = Field(
+        default=20.0, gt=0, description="Seconds that a server which says nothing is waited for, in four attempts."
+    )
 
     @field_validator("prefix")
     @classmethod
@@ -86,11 +100,11 @@ def _server(action: str, opts: Options) -> Iterator[Any]:
     if not url:
         raise StorageError("redis_storage knows no server: set its option redis_url, or REDIS_URL in the environment")
     try:
-        yield _client(url)
+        yield _client(url, opts.timeout)
     except (RedisError, ServerError) as error:
         raise StorageError(f"cannot {action}: server at {connection.address(url)}: {error}") from error
 
 
 @cache
-def _client(url: str) -> Any:
-    return connection.client(url, "redis_storage")
+def _client(url: str, timeout_secs: float) -> Any:
+    return connection.client(url, "redis_storage", timeout_secs=timeout_secs / 4, retries=2)

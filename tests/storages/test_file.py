@@ -14,7 +14,7 @@ from conserver import StorageError, Vcon
 from conserver.ambient import Work, working
 from conserver.components import load_storage
 from conserver.config import StorageConfig
-from conserver.testing import STORAGE_RULES, UNREACHABLE, storage_contract, throwaway_store, two_party_call
+from conserver.testing import DATA_RULES, storage_contract, throwaway_store, two_party_call
 from storages import file
 from storages.file import Options
 
@@ -49,7 +49,7 @@ def files_in(folder: Path) -> list[str]:
     return sorted(map(str, found))
 
 
-@pytest.mark.parametrize("rule", [rule for rule in STORAGE_RULES if rule != UNREACHABLE])
+@pytest.mark.parametrize("rule", DATA_RULES)
 @pytest.mark.parametrize(
     "options",
     [{}, {"organize_by_date": False}, {"compression": True}, {"fsync": False, "path": "fresh/below"}],

@@ -1,6 +1,7 @@
 """storages.redis_storage: vCons in a Redis-compatible server."""
 
 import json
+import time
 
 import pytest
 from pydantic import ValidationError
@@ -12,6 +13,8 @@ from conserver.config import StorageConfig
 from conserver.testing import STORAGE_RULES, storage_contract, throwaway_store, two_party_call
 from storages import redis_storage
 from storages.redis_storage import Options
+from tests.proxy import proxied
+from tests.servers import RealServer
 
 NOBODY = "redis://user:s3cret@127.0.0.1:1/0"
 
@@ -31,16 +34,37 @@ def save():
     return saved
 
 
+class Backend:
+    """A server of the test's own that asks for a password, and is killed and started."""
+
+    def __init__(self, folder):
+        self.server = RealServer(folder, login={"password": "s3cret"}, requirepass="s3cret").start()
+        self.url = self.server.url.replace("//", "//:s3cret@")
+        self.stop, self.start = self.server.kill, self.server.start
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory):
+    backend = Backend(tmp_path_factory.mktemp("redis") / "server")
+    yield backend
+    backend.server.close()
+
+
 @pytest.mark.parametrize("rule", STORAGE_RULES)
-def test_the_contract_of_storages(server_url, rule):
+def test_the_contract_of_storages(backend, rule):
     """The rules for every storage hold."""
-    checked = storage_contract(
-        "storages.redis_storage",
-        {"redis_url": server_url},
-        rules=[rule],
-        unreachable={"redis_url": NOBODY},
-        secrets=["s3cret"],
-    )
+    with proxied(backend.server.url) as proxy, proxy.blackhole():
+        checked = storage_contract(
+            "storages.redis_storage",
+            {"redis_url": backend.url},
+            rules=[rule],
+            unreachable={"redis_url": NOBODY},
+            denied={"redis_url": backend.url.replace("s3cret", "wrong-s3cret")},
+            slow={"redis_url": proxy.url.replace("//", "//:s3cret@"), "timeout": 1},
+            backend=backend,
+            secrets=["s3cret"],
+            timeout_secs=10,
+        )
 
     assert [rule] == checked
 
@@ -86,6 +110,17 @@ def test_a_server_that_is_not_there_is_named_without_its_password(save):
         save(redis_url=NOBODY)
 
     assert "s3cret" not in str(told.value)
+
+
+def test_a_server_that_says_nothing_is_given_up_in_time(backend):
+    """The timeout is for all attempts together."""
+    with proxied(backend.server.url) as proxy, proxy.blackhole():
+        opts = Options(redis_url=proxy.url, timeout=2)
+        began = time.monotonic()
+        with pytest.raises(StorageError, match="cannot ping: server at"):
+            redis_storage.ping(opts)
+
+    assert 1.5 < time.monotonic() - began < 6
 
 
 def test_a_value_of_another_kind_is_an_error(redis, server_url):
