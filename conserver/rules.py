@@ -17,15 +17,8 @@ from conserver.findings import Findings, did_you_mean
 from conserver.findings import Path as Where
 
 LATER = {
-    *(
-        f"links.{name}"
-        for name in ("analyze_and_label", "analyze_vcon", "check_and_tag", "datatrails", "deepgram_link")
-    ),
-    *(f"links.{name}" for name in ("detect_engagement", "diet", "groq_whisper", "hugging_face_whisper")),
-    *(f"links.{name}" for name in ("hugging_llm_link", "openai_transcribe", "post_analysis_to_slack", "scitt")),
-    *(f"links.{name}" for name in ("transcribe", "wtf_transcribe")),
-    *(f"storages.{name}" for name in ("chatgpt_files", "dataverse", "elasticsearch", "milvus", "mongo", "postgres")),
-    *(f"storages.{name}" for name in ("s3", "scitt", "sftp", "spaceandtime", "utopia", "vcon_mcp", "webhook")),
+    *(f"storages.{name}" for name in ("chatgpt_files", "dataverse", "elasticsearch", "milvus")),
+    *(f"storages.{name}" for name in ("scitt", "spaceandtime")),
 }
 """Components of the existing conserver that come with a later version of this one."""
 

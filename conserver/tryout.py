@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from conserver import components, outbound_policy
+from conserver import compat, components, outbound_policy
 from conserver.chain import Chain
 from conserver.components import Link, Storage
 from conserver.config import ChainConfig, Config, LinkConfig, StorageConfig, load_config
@@ -103,6 +103,7 @@ def plan_chain(
 def _prepare(config: Config) -> list[str]:
     """Do what a worker does before it imports its chains, and return what it would complain about."""
     outbound_policy.configure(config.outbound)
+    compat.use(config)
     try:
         components.load_imports(config)
     except ConfigError as error:

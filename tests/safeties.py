@@ -754,8 +754,8 @@ MUTANTS = (
         "pushes-are-sent-once",
         "connection.py",
         "test_connection.py::test_once_sends_a_command_once",
-        "socket_timeout=timeout_secs, retry=Retry(NoBackoff(), 0)))",
-        "socket_timeout=timeout_secs, retry=Retry(NoBackoff(), 3)))",
+        "socket_timeout=timeout_secs, retry=Retry(NoBackoff(), 0), **more))",
+        "socket_timeout=timeout_secs, retry=Retry(NoBackoff(), 3), **more))",
     ),
     _mutant(
         "replies-answer-their-question",

@@ -41,7 +41,7 @@ class RealServer:
     def __init__(self, folder: Path, *, conf: str = "", login: dict[str, Any] | None = None, **options: object) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
         self._conf = conf
@@ -130,7 +130,7 @@ def running(server: Server) -> Iterator[Server]:
         server.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     # Below the ports that the kernel hands out by itself: a server that comes back finds its own still free.
     while True:
         port = random.SystemRandom().randrange(20000, 32000)
@@ -162,7 +162,7 @@ def find_tls_server() -> Path:
 
 def _knows_tls(binary: str) -> bool:
     # One that was built without it does not start; one that has it misses only the certificate.
-    command = ["redis-server", "--port", "0", "--save", "", "--tls-port", str(_free_port())]
+    command = ["redis-server", "--port", "0", "--save", "", "--tls-port", str(free_port())]
     done = subprocess.run(command, executable=binary, capture_output=True, text=True, timeout=20, check=False)
     return "tls-cert-file" in done.stdout + done.stderr
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
+from conserver.catalogue import describe
 from conserver.components import (
     Link,
     Storage,
     check,
     check_components,
-    describe,
     load_imports,
     load_link,
     load_storage,
@@ -178,9 +178,9 @@ class TestLoading:
         write("links/test_dict.py", f'"""Add a tag."""\ndefault_options = {{"tag": "new"}}\n{RUN}')
         typed, plain = describe("links.test_typed"), describe("links.test_dict")
 
-        assert typed["summary"] == "Count things."
-        assert typed["options"]["properties"]["webhook-urls"]["type"] == "array"
-        assert plain["options"]["properties"] == {"tag": {"default": "new"}}
+        assert typed.summary == "Count things."
+        assert (typed.options[0].name, typed.options[0].type) == ("webhook-urls", "list of text")
+        assert [(option.name, option.default) for option in plain.options] == [("tag", "new")]
 
 
 OPTIONS = """
@@ -395,11 +395,11 @@ class TestWhatCannotBeUsed:
 
     def test_names_of_the_existing_conserver_are_told_apart_from_packages(self, write: Write) -> None:
         """Nobody should install a package called lib."""
-        write("links/test_old.py", "from lib.vcon_redis import VconRedis\n")
+        write("links/test_old.py", "from lib.vcon_rediss import VconRedis\n")
 
         assert refusal("links.test_old") == (
             "link 'mine': cannot import links.test_old: No module named 'lib'; "
-            "names of the existing conserver come with a later version, 'from conserver import ...' is here"
+            "of the existing conserver's names it is none that is here: see docs/reference/compat.md"
         )
 
     @pytest.mark.parametrize(
@@ -541,7 +541,7 @@ class TestCheck:
         write("storages/test_keeps.py", SAVE)
         write("storages/test_gives.py", f"{SAVE}def get(vcon_uuid, opts): pass\n")
         text = "storages: {keeps: {module: storages.test_keeps}, gives: {module: storages.test_gives}, "
-        text += "later: {module: storages.postgres}}\n"
+        text += "later: {module: storages.milvus}}\n"
         text += f"chains: {{c: {{links: [], ingress_lists: [x], storages: {storages}}}}}\n"
         (tmp_path / "config.yml").write_text(text)
         _, found = check(tmp_path / "config.yml", env)

@@ -200,19 +200,20 @@ class TestWhatAFileMeans:
 
     def test_a_chain_that_needs_what_is_not_built_is_not_worked_on(self, tmp_path: Path) -> None:
         """Its list waits, and the other chain runs."""
-        text = "links: {t: {module: links.transcribe}}\n"
-        text += "chains: {a: {links: [t], ingress_lists: [x]}, b: {links: [], ingress_lists: [y]}}"
+        text = "storages: {t: {module: storages.spaceandtime}}\n"
+        text += "chains: {a: {links: [], storages: [t], ingress_lists: [x]}, b: {links: [], ingress_lists: [y]}}"
         config = good(tmp_path, text)
 
-        assert config.waiting == {"a": "link 't': links.transcribe comes with a later version"}
+        assert config.waiting == {"a": "storage 't': storages.spaceandtime comes with a later version"}
         assert config.lists == {"y": "b"}
         assert config.chain_of("x") is None
 
     def test_a_module_of_your_own_takes_the_place_of_one_that_is_not_built(self, tmp_path: Path) -> None:
-        """links/transcribe.py beside the config is as good as ours."""
-        (tmp_path / "links").mkdir()
-        (tmp_path / "links" / "transcribe.py").write_text("")
-        config = good(tmp_path, "links: {t: {module: links.transcribe}}\nchains: {a: {links: [t], ingress_lists: [x]}}")
+        """storages/spaceandtime.py beside the config is as good as ours."""
+        (tmp_path / "storages").mkdir()
+        (tmp_path / "storages" / "spaceandtime.py").write_text("")
+        text = "storages: {t: {module: storages.spaceandtime}}\n"
+        config = good(tmp_path, f"{text}chains: {{a: {{links: [], storages: [t], ingress_lists: [x]}}}}")
 
         assert config.waiting == {}
 

@@ -426,7 +426,7 @@ def test_an_entry_point_may_be_named(file: Path, beside: Callable[..., None], mo
         ("links", "links.nowhere", "missing-package"),
         ("storages", "storage.nowhere", "missing-package"),
         ("storages", "storages.nowhere", "missing-package"),
-        ("links", "links.scitt", "not-built"),
+        ("storages", "storages.scitt", "not-built"),
         ("tracers", "tracers.nowhere", "not-built"),
     ],
 )

@@ -13,22 +13,25 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
 import typer
 import yaml
 
+from conserver.catalogue import describe
 from conserver.cli import app
-from conserver.components import check, describe
+from conserver.components import check
+from conserver.reference import options_table
 from conserver.settings import Settings
 from tests.commands import Folder
 from tests.conftest import missing
 from tests.waiting import wait_until
-from tools import api_reference
+from tools import api_reference, component_reference
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -88,16 +91,35 @@ def test_every_command_and_option_is_in_the_reference(command: str) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), COMPONENTS)
 def test_every_component_and_option_has_its_page(kind: str, name: str) -> None:
-    """A link or storage has a page, and each of its options is on it."""
+    """A link or storage has a page with a table of its options, which `make docs` writes from the code."""
     page = REFERENCE / f"{kind}s" / f"{name}.md"
 
+    entry = describe(f"{kind}s.{name}", "link" if kind == "link" else "storage")
     text = page.read_text()
     assert text.startswith(f"# {kind}s.{name}\n")
-    schema = describe(f"{kind}s.{name}", "link" if kind == "link" else "storage")["options"]
-    nested = [option for model in schema.get("$defs", {}).values() for option in model.get("properties", {})]
-    in_backticks = set(re.findall(r"`([\w-]+)(?:\.\w+)*`", text))  # `source.text_location` is a part of `source`
-    assert [option for option in schema["properties"] if option not in in_backticks] == []
-    assert [option for option in nested if not mentioned(option, text)] == []
+    assert component_reference.page(page, options_table(entry.options)) == text
+    assert [option.name for option in entry.options if f"\n| `{option.name}`" not in text] == []
+    assert [option.name for option in entry.options if not option.description] == []
+
+
+@pytest.mark.parametrize(("kind", "name"), COMPONENTS)
+def test_every_component_says_what_it_touches(kind: str, name: str) -> None:
+    """Its docstring has the paragraph `Reads: ... Writes: ...`, and what it needs is an extra of ours."""
+    entry = describe(f"{kind}s.{name}", "link" if kind == "link" else "storage")
+
+    assert (entry.reads != "", entry.writes != "") == (True, True)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert entry.needs in ("", *(f"conserver[{extra}]" for extra in extras))
+
+
+@pytest.mark.parametrize("kind", ["link", "storage"])
+def test_the_tables_of_all_components_are_those_of_the_code(kind: Literal["link", "storage"]) -> None:
+    """Every link and storage, option, default, and what it reads and writes; `make docs` writes them."""
+    path, written = list(component_reference.pages(kind))[-1]
+
+    text = path.read_text()
+    assert component_reference.page(path, written) == text
+    assert [name for k, name in COMPONENTS if k == kind and text.count(f"| [{name}]({kind}s/{name}.md) |") < 1] == []
 
 
 def test_every_page_of_a_component_has_its_component() -> None:
@@ -177,6 +199,8 @@ def test_every_redis_key_is_in_the_reference() -> None:
         used |= set(own_keys(tree))
     # The name of a connection, and how a key of a list is put together.
     used -= {"conserver:<>:<>:<>", "conserver:{<>}:<>"}
+    # A URI is no key.
+    used = {key for key in used if "://" not in key}
 
     table = re.findall(r"^\| (.*?) \|", (REFERENCE / "keys.md").read_text(), re.MULTILINE)
     named = {re.sub(r"<.*?>", "<>", key) for cell in table for key in re.findall(r"`(.*?)`", cell)}

@@ -124,7 +124,7 @@ def test_the_wheel_has_every_module_and_script(tmp_path: Path) -> None:
         str(path.relative_to(ROOT))
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        if path.suffix in (".py", ".lua", ".typed") and "__pycache__" not in path.parts
+        if path.suffix in (".py", ".lua", ".md", ".txt", ".typed") and "__pycache__" not in path.parts
     }
 
     assert expected <= names

@@ -10,6 +10,7 @@ import pytest
 
 from conserver import Vcon
 from conserver.testing import (
+    DATA_RULES,
     STORAGE_RULES,
     UNREACHABLE,
     difference,
@@ -52,6 +53,7 @@ STORAGE = '''
 
 import json
 import pathlib
+import threading
 
 from conserver import vcons
 
@@ -72,6 +74,8 @@ def save(vcon_uuid, opts):
     if mistake == "options":
         opts["saved"].append(vcon_uuid)
     document = vcons.get(vcon_uuid).document
+    if mistake == "mixed":
+        document["subject"] = "of another version"
     file = _file(vcon_uuid, opts)
     if mistake == "first" and file.exists():
         return
@@ -80,14 +84,18 @@ def save(vcon_uuid, opts):
         document["dialog"] += old["dialog"][len(document["dialog"]) :]
     if mistake == "small" and len(str(document)) > 1_000_000:
         raise ValueError("too large")
-    text = json.dumps(document, ensure_ascii=False)
+    text = json.dumps(document)
     if mistake == "ascii":
-        text = text.encode("ascii", "replace").decode()
+        text = json.dumps(document, ensure_ascii=False).encode("ascii", "replace").decode()
+    if mistake == "surrogates":
+        text = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace").decode()
     if mistake == "floats":
         text = json.dumps(json.loads(text, parse_int=lambda digits: int(float(digits))))
     if mistake == "two":
         file.with_name(f"{vcon_uuid}.copy").write_text(text)
-    file.write_text(text)
+    draft = file.with_name(f"{vcon_uuid}.{threading.get_ident()}")
+    draft.write_text(text)
+    draft.rename(file)
 
 
 def get(vcon_uuid, opts):
@@ -264,10 +272,20 @@ def test_the_first_difference_is_named(one, other, told):
 
 
 def test_a_good_storage_keeps_every_rule(tmp_path):
-    """All rules but the one that needs options for a missing server are checked."""
+    """All rules but those that need a server in trouble are checked."""
     checked = storage_contract("storage_of_test", {"folder": str(tmp_path)})
 
-    assert [rule for rule in STORAGE_RULES if rule != UNREACHABLE] == checked
+    assert list(DATA_RULES) == checked
+
+
+def test_half_a_version_is_told(tmp_path):
+    """What many saves of one vCon leave is one of its versions."""
+    with pytest.raises(AssertionError, match=r"16 saves of one vCon left {'vcon'.*, which is none of its versions"):
+        storage_contract(
+            "storage_of_test",
+            {"folder": str(tmp_path), "mistake": "mixed"},
+            rules=["16 threads may save one vCon at once"],
+        )
 
 
 @pytest.mark.parametrize(
@@ -284,6 +302,10 @@ def test_a_good_storage_keeps_every_rule(tmp_path):
         ),
         ("merges", "a vCon may shrink: what get returned is not what was saved: /dialog/1: added"),
         ("ascii", "unicode comes back: what get returned is not what was saved: "),
+        (
+            "surrogates",
+            "text that databases dislike comes back: what get returned is not what was saved: /parties/0/name",
+        ),
         ("floats", "numbers come back exactly: what get returned is not what was saved: /x_numbers/0"),
         ("small", "5 MB come back: too large"),
         ("all", "a deleted vCon is gone: delete returned True, not False, for a vCon that is gone"),
@@ -301,17 +323,19 @@ def test_a_mistake_is_told_with_its_rule(tmp_path, mistake, message):
 
 def test_a_storage_that_hides_a_missing_server_is_told(tmp_path):
     """With options that lead nowhere, a save that succeeds is a mistake."""
-    with pytest.raises(AssertionError, match=f"{UNREACHABLE}: nothing was raised although nobody answers"):
+    with pytest.raises(AssertionError, match=f"{UNREACHABLE}: save raised nothing although the server"):
         storage_contract("storage_of_test", {"folder": str(tmp_path)}, unreachable={"mistake": ""})
 
 
-def test_a_secret_in_a_message_is_told(modules):
-    """The rule about missing servers looks into the errors."""
+@pytest.mark.parametrize("cause", ["", " from ValueError(opts['url'])"], ids=["message", "cause"])
+def test_a_secret_in_a_message_is_told(modules, cause):
+    """The rules about trouble look into the errors, and into what a traceback shows with them."""
+    message = "cannot reach the server" if cause else "cannot reach {opts['url']}"
     (modules / "telling_storage.py").write_text(
         "from conserver import StorageError\n"
         "default_options = {}\n"
         "def save(vcon_uuid, opts):\n"
-        "    raise StorageError(f\"cannot reach {opts['url']}\")\n"
+        f'    raise StorageError(f"{message}"){cause}\n'
     )
     url = "db://user:s3cret@nowhere"
 
@@ -319,6 +343,107 @@ def test_a_secret_in_a_message_is_told(modules):
         storage_contract("telling_storage", rules=[UNREACHABLE], unreachable={"url": url}, secrets=["s3cret"])
 
     assert "s3cret" not in str(told.value)
+
+
+class Server:
+    """A server in name: the storage below works while its file is there."""
+
+    def __init__(self, folder: Path, *, forgetful: bool = False) -> None:
+        self.up = folder / "up"
+        self.up.touch()
+        self._forgetful = forgetful
+
+    def stop(self) -> None:
+        self.up.unlink()
+
+    def start(self) -> None:
+        if self._forgetful:
+            for file in self.up.parent.glob("*-*"):
+                file.unlink()
+        self.up.touch()
+
+
+WITH_SERVER = '''
+"""A storage with a server."""
+
+import pathlib
+import time
+
+from conserver import StorageError
+from storage_of_test import get
+from storage_of_test import save as _save
+
+default_options = {"folder": "", "mistake": "", "saved": []}
+fell = False
+
+
+def _check(opts, of):
+    global fell
+    up = pathlib.Path(opts["folder"], "up").exists()
+    fell = fell or not up
+    if opts["mistake"] == f"slow {of}" and not up:
+        time.sleep(2.5)
+    if opts["mistake"] == "stays away" and fell:
+        up = False
+    if not up and opts["mistake"] == f"other {of}":
+        raise ConnectionResetError("cut")
+    if not up and opts["mistake"] != f"silent {of}":
+        raise StorageError("it is away")
+
+
+def save(vcon_uuid, opts):
+    _check(opts, "save")
+    _save(vcon_uuid, opts)
+
+
+def ping(opts):
+    _check(opts, "ping")
+'''
+PING_RULE, KILL_RULE = STORAGE_RULES[-2:]
+
+
+@pytest.fixture
+def with_server(tmp_path, modules):
+    """The contract of a storage whose server is given, with a mistake."""
+    (modules / "server_storage.py").write_text(WITH_SERVER)
+    yield lambda mistake="", timeout_secs=30.0, **server: storage_contract(
+        "server_storage",
+        {"folder": str(tmp_path), "mistake": mistake},
+        rules=[PING_RULE, KILL_RULE],
+        backend=Server(tmp_path, **server),
+        timeout_secs=timeout_secs,
+    )
+    sys.modules.pop("server_storage", None)
+
+
+def test_a_storage_that_comes_back_with_its_server_keeps_the_rules(with_server):
+    """Both rules about a server that is away are checked."""
+    assert with_server() == [PING_RULE, KILL_RULE]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("silent ping", f"{PING_RULE}: ping raised nothing although the server cannot be used"),
+        ("other ping", f"{PING_RULE}: ping raised ConnectionResetError, not StorageError: cut"),
+        ("slow ping", f"{PING_RULE}: ping took 2.5 s, more than 2 s"),
+        ("stays away", f"{PING_RULE}: 2 s after its start: it is away"),
+        ("silent save", f"{KILL_RULE}: save raised nothing although the server was killed"),
+        ("other save", f"{KILL_RULE}: save raised ConnectionResetError, not StorageError: cut"),
+    ],
+)
+def test_a_mistake_with_a_server_that_is_away_is_told(with_server, mistake, message):
+    """Each rule finds the storage that breaks it."""
+    with pytest.raises(AssertionError) as told:
+        with_server(mistake, timeout_secs=2.0)
+
+    assert str(told.value) == f"server_storage: {message}"
+
+
+def test_what_a_killed_server_loses_is_told(with_server):
+    """A save that was lost by the kill is found."""
+    with pytest.raises(AssertionError, match=f"{KILL_RULE}: get returned None for a vCon that was saved"):
+        with_server(forgetful=True)
 
 
 def test_rules_about_what_a_storage_lacks_are_passed_over(tmp_path, modules):
