@@ -109,7 +109,9 @@ def test_documented_variables_are_read() -> None:
     """No row of docs/reference/environment.md describes a variable that nobody reads."""
     page = (ROOT / "docs/reference/environment.md").read_text()
     documented = set(re.findall(r"^\| `([A-Z0-9_]+)` \|", page, re.MULTILINE))
-    sources = "".join(path.read_text() for path in (ROOT / "conserver").glob("*.py"))
+    sources = "".join(
+        path.read_text() for part in ("conserver", "links", "storages") for path in (ROOT / part).rglob("*.py")
+    )
 
     assert sorted(name for name in documented if f'"{name}"' not in sources) == []
 
