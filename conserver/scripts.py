@@ -65,5 +65,10 @@ ALL = (
     *(LEASE, UNLEASE, EXTEND, LAPSE),
     *(SAVE, TOUCH, VERSION, DELETE, EXPIRE, PAGE),
 )
-#: The commands that tell a server all scripts.
-LOAD: list[Sequence[Any]] = [("SCRIPT", "LOAD", script.text) for script in ALL]
+_BY_SHA = {script.sha: script for script in ALL}
+
+
+def in_full(command: Sequence[Any]) -> tuple[Any, ...]:
+    """Return an EVALSHA command as the EVAL that any server understands, whatever it has forgotten."""
+    _, sha, *rest = command
+    return ("EVAL", _BY_SHA[sha].text, *rest)

@@ -27,8 +27,7 @@ def hold(talk: Talk[T], call: Callable[[list[Command]], list[Any]]) -> T:
         while True:
             replies = call(commands)
             if again := _unknown(replies):
-                call(scripts.LOAD)
-                _put(replies, again, call([commands[i] for i in again]))
+                _put(replies, again, call([scripts.in_full(commands[i]) for i in again]))
             commands = talk.send(replies)
     except StopIteration as end:
         result: T = end.value
@@ -42,8 +41,7 @@ async def hold_async(talk: Talk[T], call: Callable[[list[Command]], Awaitable[li
         while True:
             replies = await call(commands)
             if again := _unknown(replies):
-                await call(scripts.LOAD)
-                _put(replies, again, await call([commands[i] for i in again]))
+                _put(replies, again, await call([scripts.in_full(commands[i]) for i in again]))
             commands = talk.send(replies)
     except StopIteration as end:
         result: T = end.value
@@ -60,7 +58,7 @@ def reply_of(reply: Any) -> Any:
 
 
 def _unknown(replies: list[Any]) -> list[int]:
-    # The server was started anew, or somebody has flushed its scripts.
+    # The server was started anew, or somebody has flushed its scripts, and may do so again at any moment.
     return [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
 
 
