@@ -37,8 +37,12 @@ class Connection(_Protocol):  # type: ignore[misc]
         slow = idle and self.cycle is self._seen and self.timeout_keep_alive_task is None
         unread = self.transport.get_write_buffer_size()
         stuck = idle and unread and unread == self._unread
-        if stuck or (slow and not unread):
+        if stuck:
             self.transport.abort()
+            return
+        if slow and not unread:
+            # In good order: a client that comes back at this moment sees an end, which it knows, and no reset.
+            self.transport.close()
             return
         self._seen, self._unread = self.cycle, unread
         self._timer = self.loop.call_later(HEAD_SECS, self._look)
