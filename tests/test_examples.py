@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -75,7 +74,7 @@ class Terminals:
     def close(self) -> None:
         """End what still runs."""
         for process in reversed(self._started):
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             process.wait(60)
 
 
