@@ -12,9 +12,8 @@ import os
 import threading
 import time
 import uuid as uuids
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from traceback import format_exception
 from typing import Any
 
 from conserver import ambient, crashpoints, telemetry
@@ -31,16 +30,15 @@ from conserver.errors import (
     VconConflict,
     VconNotFound,
 )
-from conserver.findings import without
+from conserver.reasons import cause as cause_of
+from conserver.reasons import caused_by, describe, traceback_of
 from conserver.run import Outcome, Run, note_clock
 from conserver.settings import Settings
+from conserver.storage_calls import StorageCall, under_way
 
 log = logging.getLogger(__name__)
 
 _FOLDER = os.getcwd()
-_OURS = os.path.dirname(__file__) + os.sep
-#: What is kept of an error's message.
-MOST_CHARACTERS = 8000
 #: A service that asks to be left alone for longer is asked again all the same.
 LONGEST_WAIT_SECS = 3600.0
 
@@ -176,7 +174,12 @@ class Chain:
     def _save(self, run: Run) -> Outcome:
         """Save to all storages; whether that was the newest version is to be seen: Run.stands."""
         self._enter_reading(run)
-        version = run.writer.freeze(run.uuid)
+        try:
+            version = run.writer.freeze(run.uuid)
+        except VconNotFound:
+            if run.rounds:
+                self._take_back(run)
+            raise
         run.rounds += 1
         errors = run.storage_errors = {}
         run.tried.clear()
@@ -191,6 +194,20 @@ class Chain:
             error = f"storage {failed[0].name!r} is required and failed: {errors[failed[0].name]}"
             return Outcome("failed", run.uuid, error, retry=self.retry, note=run.note())
         return self._delivered(run, errors, version)
+
+    def _take_back(self, run: Run) -> None:
+        """Delete the vCon, which was deleted while it was saved, from the storages that have it now."""
+        for storage in self.storages:
+            if storage.delete is None:
+                log.warning("storage %r may hold this vCon, which was deleted meanwhile", storage.name)
+                continue
+            try:
+                StorageCall(storage, storage.delete, run.uuid, self._storage_timeout(storage)).result()
+            except StorageError as error:
+                log.warning(
+                    "storage %r may hold this vCon, which was deleted meanwhile: %s; delete it again",
+                    *(storage.name, error),
+                )
 
     def _save_one(self, run: Run, storage: Storage, errors: dict[str, str]) -> None:
         run.storage, run.stage = storage, f"storage {storage.name!r}"
@@ -250,14 +267,17 @@ class Chain:
         began, outcome = time.monotonic(), "success"
         text: str | None = None
         try:
-            storage.save(run.uuid, storage.options)
+            with under_way(storage, self._storage_timeout(storage)):
+                storage.save(run.uuid, storage.options)
             if crashpoints.ARMED:
                 crashpoints.reach("storage.saved")
         except BaseException as error:
-            if _caused_by(error, ClaimLost):
+            if caused_by(error, ClaimLost):
                 raise
             outcome, text = "error", describe(error, storage.secrets)
-            details = {"traceback": _traceback(error, storage.secrets)} if not isinstance(error, ConserverError) else {}
+            details = (
+                {"traceback": traceback_of(error, storage.secrets)} if not isinstance(error, ConserverError) else {}
+            )
             log.warning("storage %r could not save: %s", storage.name, text, extra={"fields": details})
         run.counts.append(telemetry.key("conserver.storage.count", backend=storage.name, outcome=outcome))
         run.timings.append(
@@ -277,9 +297,9 @@ class Chain:
 
     def failed(self, run: Run, error: BaseException) -> Outcome:
         """Return how *run* ends that met *error*."""
-        if _caused_by(error, ClaimLost):
+        if caused_by(error, ClaimLost):
             return Outcome("lost", run.uuid, str(error))
-        if _caused_by(error, ServerError):
+        if caused_by(error, ServerError):
             return Outcome("returned", run.uuid, f"{run.stage}: {error}", note=run.note(), server_failed=True)
         link = run.link
         retry = (link.retry if link else None) or self.retry
@@ -295,52 +315,15 @@ class Chain:
             where + describe(error, secrets),
             link=link.name if link else "",
             # Our own errors say all there is to say; anything else is worth its traceback.
-            traceback="" if isinstance(error, ConserverError) else _traceback(error, secrets),
+            traceback="" if isinstance(error, ConserverError) else traceback_of(error, secrets),
             retry=retry,
             wait_secs=_asked_to_wait(error),
             note=run.note(),
         )
 
 
-def describe(error: BaseException, secrets: Collection[str] = ()) -> str:
-    """Return an exception in a sentence: its type unless it is one of ours, and its message without *secrets*."""
-    try:
-        text = str(error)
-    except Exception as trouble:  # noqa: BLE001  other people's exceptions, too
-        text = f"its message cannot be had: {type(trouble).__name__}"
-    text = without(secrets, text[:MOST_CHARACTERS])
-    if isinstance(error, LinkError | StorageError) and text:
-        return text
-    if isinstance(error, SystemExit):
-        return f"it called exit ({text})"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _traceback(error: BaseException, secrets: Collection[str]) -> str:
-    # Our own frames, which come first, say nothing about the link.
-    theirs = error.__traceback__
-    while theirs is not None and theirs.tb_frame.f_code.co_filename.startswith(_OURS):
-        theirs = theirs.tb_next
-    text = "".join(format_exception(type(error), error, theirs or error.__traceback__)).rstrip()
-    # Its end says most.
-    return without(secrets, text[-4 * MOST_CHARACTERS :])
-
-
-def _cause(error: BaseException, *kinds: type[BaseException]) -> BaseException | None:
-    seen: BaseException | None = error
-    for _ in range(10):
-        if seen is None or isinstance(seen, kinds):
-            break
-        seen = seen.__cause__ or seen.__context__
-    return seen if isinstance(seen, kinds) else None
-
-
-def _caused_by(error: BaseException, *kinds: type[BaseException]) -> bool:
-    return _cause(error, *kinds) is not None
-
-
 def _asked_to_wait(error: BaseException) -> float:
-    cause = _cause(error, OutboundError)
+    cause = cause_of(error, OutboundError)
     asked = cause.retry_after_secs if isinstance(cause, OutboundError) else None
     return min(asked or 0.0, LONGEST_WAIT_SECS)
 
@@ -367,4 +350,4 @@ def _prefixes(links: Sequence[Link]) -> list[str]:
     return prefixes
 
 
-__all__ = ["Chain", "Outcome", "Run", "describe"]
+__all__ = ["Chain", "Outcome", "Run"]

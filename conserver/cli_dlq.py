@@ -146,7 +146,7 @@ def dlq_replay(storage: StorageName, most: Most = None) -> None:
     """
     from conserver import names
     from conserver.queue import Queue
-    from conserver.replay import replay
+    from conserver.replay import Replay
     from conserver.server import serving
     from conserver.store import VconStore
     from conserver.workload import read_through
@@ -157,8 +157,8 @@ def dlq_replay(storage: StorageName, most: Most = None) -> None:
         os.environ["REDIS_URL"] = server.url
         target, storages = names.load_storages(settings, names.dead_letters_of(storage).removeprefix("storage:"))
         store = VconStore(server.url, settings, lambda uuid: read_through(storages, uuid))
-        timeout = settings.storage_timeout_secs
-        done = replay(server.url, Queue(server.url, "dlq"), store, target, most=most, timeout_secs=timeout)
+        others = [storage.name for storage in storages]
+        done = Replay(Queue(server.url, "dlq"), store, target, settings, others).run(most=most)
     typer.echo(f"{number(done.saved, 'vCon')} saved to {target.name!r}, {number(done.left, 'dead letter')} left")
     for uuid in done.missing:
         typer.echo(f"{uuid} is nowhere any more: conserver dlq drop storage:{target.name} {uuid}")

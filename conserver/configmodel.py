@@ -77,6 +77,8 @@ class StorageConfig(Component):
     timeout: _Timeout = None
     required: bool = False
     """A failed save fails the chain, instead of going to `DLQ:storage:<name>` beside it."""
+    replay: bool = True
+    """What it could not save is saved again by itself."""
 
 
 class TracerConfig(Component):

@@ -49,11 +49,8 @@ def erase(
         if storage.delete is None and storage.get is None:
             left[storage.name] = f"{storage.module} has no delete(vcon_uuid, opts): delete the vCon there by hand"
             continue
-        try:
-            # Without `delete` it can at least say that it does not hold it.
-            calls[storage.name] = StorageCall(storage, storage.delete or storage.get, uuid, timeout_secs)  # type: ignore[arg-type]
-        except StorageError as error:
-            left[storage.name] = f"{error}; delete again when it answers"
+        # Without `delete` it can at least say that it does not hold it.
+        calls[storage.name] = StorageCall(storage, storage.delete or storage.get, uuid, timeout_secs)  # type: ignore[arg-type]
     for storage in storages:
         if storage.name not in calls:
             continue

@@ -87,7 +87,7 @@ def lines(overview: dict[str, Any], command: str) -> Iterator[str]:
         if storage["dead"]:
             name = storage["storage"]
             saves = "save" if storage["dead"] == 1 else "saves"
-            yield f"storage {name!r} has {storage['dead']:,} failed {saves}; '{command} dlq replay {name}' tries again"
+            yield f"storage {name!r} has {storage['dead']:,} failed {saves}; '{command} dlq replay {name}' tries now"
     for follower in overview["followers"]:
         if follower["dead"]:
             name = follower["follower"]

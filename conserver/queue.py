@@ -140,11 +140,7 @@ class Queue:
 
     def suspects(self, names: Sequence[str]) -> dict[str, int]:
         """Return those of *names* that have suspects, and how many."""
-        pipe = self._client.pipeline(transaction=False)
-        for name in names:
-            pipe.llen(own_key(name, "suspects"))
-        counts = pipe.execute(raise_on_error=False)
-        return {name: n for name, n in zip(names, counts, strict=True) if isinstance(n, int) and n}
+        return self._lengths(names, [own_key(name, "suspects") for name in names])
 
     def dead(self, name: str, start: int = 0, count: int = 100) -> list[tuple[bytes, dict[str, Any]]]:
         """Return dead letters of *name* (a `DLQ:` list's own name without the prefix), oldest first, with reasons.
@@ -160,6 +156,24 @@ class Queue:
     def dead_count(self, name: str) -> int:
         """Return how many dead letters *name* has."""
         return int(self._client.llen(dead_list(name)))
+
+    def dead_counts(self, names: Sequence[str]) -> dict[str, int]:
+        """Return those of *names* that have dead letters, and how many."""
+        return self._lengths(names, [dead_list(name) for name in names])
+
+    def _lengths(self, names: Sequence[str], keys: Sequence[str]) -> dict[str, int]:
+        pipe = self._client.pipeline(transaction=False)
+        for key in keys:
+            pipe.llen(key)
+        counts = pipe.execute(raise_on_error=False)
+        return {name: n for name, n in zip(names, counts, strict=True) if isinstance(n, int) and n}
+
+    def is_dead(self, entry: str, names: Sequence[str]) -> bool:
+        """Say whether *entry* is a dead letter of one of *names*; those that another program made do not count."""
+        pipe = self._client.pipeline(transaction=False)
+        for name in names:
+            pipe.hexists(self._reasons(name), _dead_field(entry.encode()))
+        return any(found is not False and found != 0 for found in pipe.execute(raise_on_error=False))
 
     def retry(self, name: str, most: int, *, from_start: bool = False, batch: int = 1000) -> int:
         """Queue up to *most* dead letters of *name* again, oldest first; return how many.
@@ -246,7 +260,6 @@ class Queue:
 
 
 def _dead_field(entry: bytes) -> bytes:
-
     if len(entry) > 200:
         return b"sha1:" + hashlib.sha1(entry, usedforsecurity=False).hexdigest().encode()
     return entry

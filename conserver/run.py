@@ -167,9 +167,10 @@ class Run(Work):
     def stands(self, newest: bytes | None) -> Outcome | None:
         """Return how this run ends whose vCon is saved, or None if it has to be saved again, in its *newest* version.
 
-        Two chains may save one vCon at the same time, and the older version may come last to a storage.
+        Two chains may save one vCon at the same time, and the older version may come last to a storage. One that is not
+        in Redis any more (None) may have been deleted meanwhile, everywhere but where it was saved to since.
         """
-        if self.outcome is None or newest is None or newest.decode() == self.outcome.saved:
+        if self.outcome is None or (newest is not None and newest.decode() == self.outcome.saved):
             return self.outcome
         if self.rounds == SAVE_ROUNDS:
             # It changes all the time: whoever changes it last saves it last.

@@ -15,12 +15,12 @@ from typing import Any, Literal
 import msgspec
 
 from conserver import components
-from conserver.chain import describe
 from conserver.config import ChainConfig, Config
 from conserver.embedded import temporary_server
 from conserver.errors import ConfigError, ConserverError, NotAVcon, ServerError, VconConflict
 from conserver.findings import did_you_mean, secrets_of, without
 from conserver.isolation import Died, Tell, call
+from conserver.reasons import describe
 from conserver.settings import Settings
 from conserver.store import VconStore
 from conserver.trial import Step, Trial

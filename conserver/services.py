@@ -1,4 +1,4 @@
-"""What runs beside the workers, each in a process of its own: the API, and the followers.
+"""What runs beside the workers, each in a process of its own: the API, the followers, and the replayer.
 
 They claim nothing, so nothing has to be recovered when one dies: it is started again.
 """
@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from socket import socket as Socket
 from typing import Any
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _LONGEST_PAUSE_SECS = 10.0
 _REPORT_SECS = 1.0
+#: How long the replayer stays when there is nothing to replay any more.
+_REPLAY_SECS = 30.0
 _context = multiprocessing.get_context("spawn")
 
 
@@ -39,8 +41,8 @@ class _Service:
     failures: int = 0
     start_after: float = 0.0
     asked_to_end: bool = False
-    followers: dict[str, Any] = field(default_factory=dict)
-    """What it was started with; followers that change are started anew."""
+    config: tuple[Any, ...] = ()
+    """The sections that it was started with; when they change it is started anew."""
 
 
 class Services:
@@ -53,18 +55,31 @@ class Services:
         self._socket = socket
         self._api = _Service("api")
         self._followers = _Service("followers")
+        self._replayer = _Service("replayer")
+        self._all = (self._api, self._followers, self._replayer)
+        self._replays_until = float("-inf")
         self.ended = telemetry.Metrics()
+
+    def replay(self) -> None:
+        """Have dead letters of storages replayed from now on, for a while."""
+        self._replays_until = time.monotonic() + _REPLAY_SECS
 
     def look_after(self, config: Config) -> None:
         """Start what is missing, and end what the config does not want any more."""
-        for service, wanted in ((self._api, self._socket is not None), (self._followers, bool(config.followers))):
+        replays = time.monotonic() < self._replays_until
+        for service, wanted, sections in (
+            (self._api, self._socket is not None, ()),
+            (self._followers, bool(config.followers), (config.followers,)),
+            (self._replayer, replays, (config.storages, config.imports, config.outbound)),
+        ):
             if service.process is not None and not service.process.is_alive():
                 self._bury(service)
-            changed = service is self._followers and service.followers != config.followers
+            changed = service.config != sections
             if service.process is not None and (not wanted or changed) and not service.asked_to_end:
                 service.asked_to_end = True
                 service.process.terminate()
             if service.process is None and wanted and time.monotonic() >= service.start_after:
+                service.config = sections
                 self._start(service, config)
 
     def _start(self, service: _Service, config: Config) -> None:
@@ -76,7 +91,6 @@ class Services:
         service.process.start()
         theirs.close()
         service.pipe, service.started, service.asked_to_end = ours, time.monotonic(), False
-        service.followers = config.followers
         threading.Thread(target=self._listen, args=(service, ours), name=f"listen {service.name}", daemon=True).start()
 
     @staticmethod
@@ -120,7 +134,7 @@ class Services:
         return bool(self._running())
 
     def _running(self) -> list[_Service]:
-        return [s for s in (self._api, self._followers) if s.process is not None and s.process.is_alive()]
+        return [s for s in self._all if s.process is not None and s.process.is_alive()]
 
     def status(self) -> dict[str, Any]:
         """Return what they are, as plain values."""
@@ -137,7 +151,7 @@ class Services:
 
     def snapshots(self) -> list[telemetry.Snapshot]:
         """Return the numbers of all, those that have ended included."""
-        return [self.ended.snapshot(), *(s.snapshot for s in (self._api, self._followers) if s.snapshot is not None)]
+        return [self.ended.snapshot(), *(s.snapshot for s in self._all if s.snapshot is not None)]
 
 
 def main(
@@ -155,11 +169,16 @@ def main(
 
         serve(settings, url, socket)
         return
-    from conserver import followers
-
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    followers.serve(url, settings, config, stopping)
+    if name == "followers":
+        from conserver import followers
+
+        followers.serve(url, settings, config, stopping)
+    else:
+        from conserver import replayer
+
+        replayer.serve(url, settings, config, stopping)
 
 
 def _report(supervisor: Connection) -> None:

@@ -1,33 +1,54 @@
-"""Calls of storages that may hang: each on a thread of its own, left behind when its time is over.
+"""Calls of storages that may hang: each is given up after its time, and its thread is left behind.
 
-A storage of which many calls hang at the same time is not asked any more until one of them ends, so that it costs a
-bounded number of threads however often it is needed.
+A storage of which a call hangs has no more than a few calls under way, and is not asked beyond them: so it costs a
+bounded number of threads however often it is needed, and holds nobody up.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from conserver.chain import describe
 from conserver.components import Storage
 from conserver.errors import StorageError
+from conserver.reasons import describe
 
-#: Calls of one storage that are over their time and have not ended.
-MOST_HANGING = 8
+#: Calls of one storage that may be under way while one of them is over its time.
+MOST_HANGING = 4
 
+#: By the identity of the storage, which its calls keep alive: when the time of each call that has not ended is over.
+_under_way: dict[int, dict[object, float]] = {}
 _lock = threading.Lock()
-#: By the identity of the storage, which its hanging calls keep alive: one that is loaded anew begins at none.
-_hanging: dict[int, int] = {}
+
+
+@contextmanager
+def under_way(storage: Storage, timeout_secs: float) -> Iterator[None]:
+    """Count what the block does as a call of *storage*; StorageError, and no call, if it hangs."""
+    call = object()
+    with _lock:
+        now = time.monotonic()
+        calls = _under_way.setdefault(id(storage), {})
+        hangs = len(calls) >= MOST_HANGING and min(calls.values()) < now
+        calls[call] = now + timeout_secs
+    try:
+        if hangs:
+            raise StorageError(f"calls of it have not ended within {timeout_secs:g} s; it was not asked")
+        yield
+    finally:
+        with _lock:
+            del calls[call]
+            if not calls:
+                _under_way.pop(id(storage), None)
 
 
 class StorageCall:
     """A call of one function of a storage, which begins at once."""
 
     def __init__(self, storage: Storage, function: Callable[[str, Any], Any], uuid: str, timeout_secs: float) -> None:
-        """With the storage's own timeout, or else *timeout_secs*; StorageError if too many calls of it hang."""
+        """With the storage's own timeout, or else *timeout_secs*."""
         self._storage = storage
         self._function = function
         self._uuid = uuid
@@ -35,38 +56,26 @@ class StorageCall:
         self._value: Any = None
         self._error: BaseException | None = None
         self._ended = False
-        self._late = False
-        with _lock:
-            hanging = _hanging.get(id(storage), 0)
-        if hanging >= MOST_HANGING:
-            raise StorageError(
-                f"{hanging} calls of it have not ended within {self._timeout_secs:g} s; it was not asked"
-            )
         self._began = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"storage-{storage.name}", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            self._value = self._function(self._uuid, self._storage.options)
+            with under_way(self._storage, self._timeout_secs):
+                self._value = self._function(self._uuid, self._storage.options)
         except BaseException as error:  # noqa: BLE001  storages are other people's code
             self._error = error
-        with _lock:
-            self._ended = True
-            if self._late:
-                _hanging[id(self._storage)] -= 1
-                if not _hanging[id(self._storage)]:
-                    del _hanging[id(self._storage)]
+        self._ended = True
 
     def result(self) -> Any:
-        """Return what the function returns; StorageError that says why it does not, without secrets."""
+        """Return what the function returns; StorageError that says why it does not, without secrets.
+
+        It was not asked if it hangs.
+        """
         self._thread.join(max(0.0, self._began + self._timeout_secs - time.monotonic()))
-        with _lock:
-            if not self._ended:
-                if not self._late:
-                    self._late = True
-                    _hanging[id(self._storage)] = _hanging.get(id(self._storage), 0) + 1
-                raise StorageError(f"no answer within {self._timeout_secs:g} s")
+        if not self._ended:
+            raise StorageError(f"no answer within {self._timeout_secs:g} s")
         if self._error is not None:
             raise StorageError(describe(self._error, self._storage.secrets)) from self._error
         return self._value

@@ -117,6 +117,11 @@ class VconStore:
         """Return the command that asks for the digest of what Redis holds; the reply is None if it holds nothing."""
         return scripts.VERSION.command([vcon_key(uuid)], [])
 
+    def version(self, uuid: str) -> str | None:
+        """Return the digest of what Redis holds, or None if it holds nothing."""
+        version: bytes | None = scripts.VERSION(self.client, [vcon_key(uuid)], [])
+        return version.decode() if version is not None else None
+
     def keep(self, uuid: str) -> None:
         """Take away the vCon's expiry: it is not certain any more what its storages hold."""
         self.client.persist(vcon_key(uuid))

@@ -2,8 +2,8 @@
 
 Duties: 1. hold the host's lease; 2. start workers, and replace those that end; 3. kill one whose run is overdue and
 that has not settled it itself; 4. recover what dead workers held, its own and those of hosts whose lease lapsed;
-5. keep quarantine for suspects; 6. wake retries that are due, and put back what readers had leased; 7. reload the
-config; 8. drain and end.
+5. keep quarantine for suspects; 6. wake retries that are due, put back what readers had leased, and have replayed what
+storages could not save; 7. reload the config; 8. drain and end.
 """
 
 from __future__ import annotations
@@ -194,6 +194,7 @@ class Supervisor:
         if not self.stopping:
             self._due("workers", 0.0, self._start_missing)
             self._due("services", 0.25, lambda: self.services.look_after(self.config))
+            self._due("replays", 1.0, self._look_for_unsaved)
             self._due("retries", 0.25, lambda: self.queue.wake_due(self.queue.lists()))
             self._due("egress leases", 1.0, self.egress.put_back_lapsed)
             self._due("other hosts", self.settings.lease_secs / 3, self._recover_others)
@@ -260,6 +261,11 @@ class Supervisor:
         except (EOFError, OSError):
             return
 
+    def _look_for_unsaved(self) -> None:
+        names = [f"storage:{name}" for name, storage in self.config.storages.items() if storage.replay]
+        if names and self.queue.dead_counts(names):
+            self.services.replay()
+
     # 2. Processes
 
     def _start_missing(self) -> None:
@@ -282,7 +288,7 @@ class Supervisor:
         name = f"{self.host}:{next(self._numbers)}"
         threads = 1 if quarantine else self.settings.concurrency
         # An abandoned run keeps its slot until its thread comes back.
-        board = Board(threads + MAX_ABANDONED + threads, _context)
+        board = Board(MAX_ABANDONED + 3 * threads, _context)
         ours, theirs = _context.Pipe()
         spec = Spec(name, self.url, self.settings, self.config, board.memory, board.slots, quarantine)
         process = _context.Process(target=main, args=(spec, theirs), name=name, daemon=False)

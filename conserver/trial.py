@@ -15,11 +15,11 @@ from uuid import UUID
 
 import msgspec
 
-from conserver.chain import describe
 from conserver.claims import is_uuid
 from conserver.components import Link
 from conserver.errors import VconNotFound
 from conserver.findings import without
+from conserver.reasons import describe
 from conserver.store import VconStore
 
 #: A line of a difference that is longer is cut.

@@ -70,7 +70,7 @@ class Worker:
         """*retire* tells the supervisor that this process finishes what it has and wants to be replaced."""
         self.settings = settings
         self.quarantine = quarantine
-        threads = 1 if quarantine else settings.concurrency
+        threads = self.threads = 1 if quarantine else settings.concurrency
         self.inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.queue = Queue(url, f"worker:{name}")
         self.store = VconStore(url, settings, read_through=lambda uuid: read_through(self.storages, uuid))
@@ -300,7 +300,10 @@ class Worker:
             self.stopping = True
         self.late = [thread for thread in self.late if thread.is_alive()]
         left = [*self.late, *(run.thread for run in self.abandoned)]
-        if len(left) > MAX_ABANDONED or any(_burns(thread) for thread in left):
+        # All threads may meet a storage before it is known to hang; after that it costs no more of them.
+        in_storages = len(self.late) + sum(run.storage is not None for run in self.abandoned)
+        too_many = len(left) - in_storages > MAX_ABANDONED or in_storages > MAX_ABANDONED + self.threads
+        if too_many or any(_burns(thread) for thread in left):
             self._retire()
 
     def _put_off(self, late: float, waited: float) -> None:

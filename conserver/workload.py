@@ -6,9 +6,10 @@ import logging
 from typing import Any
 
 from conserver import compat, components, outbound_policy
-from conserver.chain import Chain, describe
+from conserver.chain import Chain
 from conserver.config import Config
 from conserver.errors import ConfigError, StorageError
+from conserver.reasons import describe
 from conserver.settings import Settings
 from conserver.storage_calls import StorageCall
 

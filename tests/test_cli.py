@@ -381,7 +381,7 @@ def test_status_shows_what_needs_somebody(folder: Folder, redis: Redis, server_u
     assert re.search(r"^ +until '.*conserver resume main'$", done.stdout, re.MULTILINE)
     assert re.search(r"^default +main +2 +0 +1$", done.stdout, re.MULTILINE)
     assert "no chain reads list 'left': what is in it waits" in done.stdout
-    assert re.search(r"storage 'file' has 1 failed save; '.*conserver dlq replay file' tries again", done.stdout)
+    assert re.search(r"storage 'file' has 1 failed save; '.*conserver dlq replay file' tries now", done.stdout)
 
 
 def test_status_with_a_config_that_cannot_be_used(folder: Folder) -> None:

@@ -14,7 +14,7 @@ from conserver import vcons
 from conserver.components import Storage
 from conserver.errors import StorageError
 from conserver.queue import Queue
-from conserver.replay import ReplayRuns, replay
+from conserver.replay import MOST_AT_ONCE, Replay, ReplayRuns
 from conserver.settings import Settings
 from conserver.store import VconStore
 from conserver.vcon import Vcon
@@ -48,8 +48,9 @@ class Setup:
         self.saved.append((uuid, vcons.get(uuid).subject))
 
     def replay(self, save: Callable[[str, Any], Any] | None = None, **how: Any) -> Any:
-        storage = Storage("files", "storages.files", save or self.save, {}, timeout=how.pop("timeout", None))
-        return replay(self.url, self.queue, self.store, storage, **how)
+        more = {name: how.pop(name) for name in ("timeout", "get", "delete") if name in how}
+        storage = Storage("files", "storages.files", save or self.save, {}, **more)
+        return Replay(self.queue, self.store, storage, Settings(), ["files", "other"]).run(**how)
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_saves_the_current_version_in_order_and_drops_the_entries(setup: Setup) 
 
 def test_stops_at_the_first_failure(setup: Setup) -> None:
     """A storage that is down is not asked for every vCon; the entry stays, and so do those behind it."""
-    uuids_of_dead = [setup.vcon() for _ in range(3)]
+    uuids_of_dead = [setup.vcon() for _ in range(5)]
     setup.bury(*uuids_of_dead)
 
     def save(uuid: str, options: Any) -> None:
@@ -82,10 +83,11 @@ def test_stops_at_the_first_failure(setup: Setup) -> None:
 
     done = setup.replay(save)
 
-    assert done.saved == 1
+    # The third one was under way beside the second.
+    assert done.saved == 2
     assert done.failed == f"{uuids_of_dead[1]}: no room"
-    assert done.left == 2
-    assert setup.left() == uuids_of_dead[1:]
+    assert done.left == 3
+    assert setup.left() == [uuids_of_dead[1], *uuids_of_dead[3:]]
 
 
 def test_passes_over_what_is_nowhere(setup: Setup) -> None:
@@ -117,7 +119,7 @@ def test_more_than_a_page(setup: Setup) -> None:
     done = setup.replay()
 
     assert done.saved == 230
-    assert [uuid for uuid, _ in setup.saved] == uuids_of_dead
+    assert sorted(uuid for uuid, _ in setup.saved) == sorted(uuids_of_dead)
 
 
 def test_a_storage_that_hangs_is_left_behind(setup: Setup) -> None:
@@ -150,3 +152,90 @@ def test_a_second_replay_is_told_so(setup: Setup) -> None:
     assert 0 < expiry[0] <= 30_000
     assert done.saved == 1
     assert not setup.redis.exists(f"conserver:{{{DEAD}}}:replay")
+
+
+def test_it_asks_more_and_more_at_once(setup: Setup) -> None:
+    """One by one until the storage works, then a few at the same time, and never one vCon twice at once."""
+    uuids_of_dead = [setup.vcon() for _ in range(30)]
+    setup.bury(*uuids_of_dead, *uuids_of_dead)
+    lock, together, busy = threading.Lock(), [], set()
+
+    def save(uuid: str, options: Any) -> None:
+        with lock:
+            assert uuid not in busy
+            busy.add(uuid)
+            together.append(len(busy))
+        # Long enough for others to begin.
+        threading.Event().wait(0.01)
+        with lock:
+            busy.discard(uuid)
+
+    done = setup.replay(save)
+
+    assert (done.saved, done.left, together[0]) == (60, 0, 1)
+    assert 1 < max(together) <= MOST_AT_ONCE
+
+
+def test_it_may_go_on_past_what_the_storage_refuses(setup: Setup) -> None:
+    """One vCon that it never takes keeps no other from being saved; three in a row end the replay."""
+    refused, fine = [setup.vcon("bad"), setup.vcon("bad")], [setup.vcon() for _ in range(4)]
+    last = [setup.vcon("bad") for _ in range(4)]
+    setup.bury(refused[0], *fine[:2], refused[1], *fine[2:], *last)
+    tried: list[str] = []
+
+    def save(uuid: str, options: Any) -> None:
+        tried.append(uuid)
+        if vcons.get(uuid).subject == "bad":
+            raise StorageError("too large")
+
+    done = setup.replay(save, go_on=True, wanted=lambda uuid: uuid != last[0])
+
+    assert (done.saved, set(done.failures)) == (4, {*refused, *last[1:]})
+    assert setup.left() == [*refused, *last]
+    assert last[0] not in tried
+
+
+def test_what_changes_while_it_is_saved_is_saved_again(setup: Setup) -> None:
+    """A chain may have saved the newer version in between, so the older one would stand."""
+    uuid = setup.vcon("first")
+    setup.bury(uuid)
+
+    def save(uuid: str, options: Any) -> None:
+        setup.save(uuid, options)
+        if len(setup.saved) == 1:
+            with setup.store.edit(uuid) as vcon:
+                vcon.document["subject"] = "second"
+
+    done = setup.replay(save)
+
+    assert setup.saved == [(uuid, "first"), (uuid, "second")]
+    assert (done.saved, done.left) == (1, 0)
+
+
+def test_what_is_deleted_while_it_is_saved_does_not_come_back(setup: Setup) -> None:
+    """Nobody would delete it from there any more."""
+    uuid = setup.vcon()
+    setup.bury(uuid)
+    held: set[str] = set()
+
+    def save(uuid: str, options: Any) -> None:
+        held.add(uuid)
+        setup.store.delete(uuid)
+
+    done = setup.replay(save, delete=lambda uuid, options: held.discard(uuid))
+
+    assert (done.saved, done.missing, held) == (0, [uuid], set())
+
+
+def test_a_copy_expires_once_no_storage_lacks_it(setup: Setup) -> None:
+    """The storage that has it now must be one that gives it back."""
+    kept, lacking, one_way = setup.vcon(), setup.vcon(), setup.vcon()
+    setup.bury(kept, lacking)
+    setup.redis.hset("conserver:{DLQ:storage:other}:dead", lacking, '{"n":1}')
+    setup.replay(get=lambda uuid, options: None)
+    setup.bury(one_way)
+    setup.replay()
+
+    lives = [setup.redis.ttl(f"vcon:{uuid}") for uuid in (kept, lacking, one_way)]
+    assert 0 < lives[0] <= 3600
+    assert lives[1:] == [-1, -1]

@@ -6,6 +6,7 @@ import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,9 +15,10 @@ from redis import Redis
 import conserver
 from conserver.board import Board
 from conserver.chain import Chain
-from conserver.errors import ServerError
+from conserver.errors import ServerError, StorageError
 from conserver.session import Session
 from conserver.settings import Settings
+from conserver.storage_calls import MOST_HANGING
 from conserver.worker import Worker
 from tests.runs import A, B, C, Host, goes_on, link, storage
 from tests.waiting import wait_until
@@ -124,7 +126,9 @@ def test_a_process_whose_storages_leave_many_threads_behind_is_replaced(
 ) -> None:
     """What waits for a storage that does not answer is delivered; the process tells its supervisor, and finishes."""
     answer = threading.Event()
-    storages = [storage(lambda uuid: answer.wait(60), "hangs", timeout=0.01), storage(goes_on, "good")]
+    # One alone is not asked any more, after four threads.
+    hanging = [storage(lambda uuid: answer.wait(60), f"hangs {n}", timeout=0.01) for n in range(4)]
+    storages = [*hanging, storage(goes_on, "good")]
     redis.rpush("in", *[A, B, C] * 4)
     try:
         made = start(host.chain([], storages, egress_lists=("out",)), threads=4)
@@ -179,6 +183,61 @@ def test_what_others_change_while_storages_save_is_saved_too(
     assert redis.lrange("out", 0, -1) == [A.encode()]
     assert made.worker.free == 1
     assert sorted(made.worker.slots) == list(range(made.worker.board.slots))
+
+
+def test_what_is_deleted_while_storages_save_is_in_none_of_them(
+    redis: Redis, host: Host, start: Callable[..., Any]
+) -> None:
+    """The one who has deleted it looked there before it was saved."""
+    kept: dict[str, set[str]] = {"one": set(), "two": set()}
+
+    def save(name: str, uuid: str) -> None:
+        kept[name].add(uuid)
+        host.store.delete(uuid)
+
+    def delete(name: str, uuid: str) -> bool:
+        if name == "one":
+            raise StorageError("busy")
+        kept[name].discard(uuid)
+        return True
+
+    storages = [
+        storage(partial(save, name), name, delete=lambda uuid, _, name=name: delete(name, uuid)) for name in kept
+    ]
+    start(host.chain([link(goes_on)], [*storages, storage(goes_on, "log")], egress_lists=("out",)))
+    redis.rpush("in", A)
+    wait_until(lambda: redis.llen("DLQ:in") == 1)
+
+    # That one is asked, and cannot.
+    assert kept == {"one": {A}, "two": set()}
+    assert not redis.exists("out")
+
+
+def test_a_storage_that_hangs_is_left_alone(redis: Redis, host: Host, start: Callable[..., Any]) -> None:
+    """Once its calls are over their time it is asked no more, so what comes is not held up, until one has ended."""
+    answer, asked = threading.Event(), threading.Semaphore(0)
+
+    def save(uuid: str) -> None:
+        asked.release()
+        answer.wait(60)
+
+    hangs = storage(save, "hangs", timeout=0.2)
+    made = start(host.chain([], [hangs, storage(goes_on, "good")], egress_lists=("out",)), threads=4)
+    try:
+        redis.rpush("in", *[A, B, C] * 8)
+        wait_until(lambda: redis.llen("out") == 24)
+        whys = redis.hvals("conserver:{DLQ:storage:hangs}:dead")
+        times = len(made.worker.late)
+    finally:
+        answer.set()
+    wait_until(lambda: not any(thread.is_alive() for thread in made.worker.late))
+    redis.rpush("in", A)
+    wait_until(lambda: redis.llen("out") == 25)
+
+    assert times == MOST_HANGING
+    assert any(b"it was not asked" in why for why in whys)
+    assert redis.llen("DLQ:storage:hangs") == 24
+    assert not made.retired.is_set()
 
 
 def test_a_chain_that_reads_its_vcons_gets_them_with_the_claim(

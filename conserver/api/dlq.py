@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -15,10 +14,9 @@ from conserver.api.problems import Problem, responses, unprocessable
 from conserver.api.state import Api
 from conserver.api.vcons import api_of
 from conserver.claims import dead_list
-from conserver.errors import VconNotFound
 from conserver.findings import did_you_mean
 from conserver.names import dead_letters_of
-from conserver.replay import Replayed, ReplayRuns, replay
+from conserver.replay import Replay, Replayed, ReplayRuns
 from conserver.telemetry import shorten
 
 router = APIRouter(tags=["Dead letters"])
@@ -217,7 +215,8 @@ async def replay_storage(
     done = await api.ask(_replayed, api, storage_name, count)
     request.scope["audit"] |= {"saved": str(done.saved), "failed": str(bool(done.failed)).lower()}
     headers = {FAILED: _header(done.failed)} if done.failed else None
-    return as_json(asdict(done) if details else done.saved, headers)
+    info = {"saved": done.saved, "failed": done.failed, "missing": done.missing, "left": done.left}
+    return as_json(info if details else done.saved, headers)
 
 
 def _replayed(api: Api, name: str, count: int) -> Replayed:
@@ -227,13 +226,11 @@ def _replayed(api: Api, name: str, count: int) -> Replayed:
     storage = next((storage for storage in good if storage.name == name), None)
     if storage is None:
         raise _no_storage(api, name)
-    secs = api.settings.storage_timeout_secs
+    others = [*(storage.name for storage in good), *bad]
     try:
-        return replay(api.url, api.queue, api.store, storage, most=count, timeout_secs=secs)
+        return Replay(api.queue, api.store, storage, api.settings, others).run(most=count)
     except ReplayRuns as error:
         raise Problem(409, "replay-runs", str(error)) from error
-    except VconNotFound as error:
-        raise Problem(409, "conflict", f"{error}: it has just gone; replay again") from error
 
 
 def _header(text: str) -> str:

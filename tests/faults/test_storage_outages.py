@@ -17,7 +17,6 @@ import pytest
 from redis import Redis
 
 from conserver.embedded import EmbeddedServer
-from tests.commands import run_beside
 from tests.host import Host, accounted, entries, store, vcon
 from tests.waiting import wait_until
 
@@ -93,10 +92,10 @@ def files(tmp_path: Path) -> dict[str, Any]:
     return {file.stem: json.loads(file.read_text()) for file in (tmp_path / "files").rglob("*.json")}
 
 
-def test_what_a_storage_missed_while_it_was_away_is_replayed(
+def test_what_a_storage_missed_while_it_was_away_is_saved_when_it_is_back(
     tmp_path: Path, redis: Redis, server_url: str, away: StorageServer
 ):
-    """Down at the start, there for a while, gone again: others have everything, and a replay makes it complete."""
+    """Down at the start, there for a while, gone again: others have everything, and it catches up by itself."""
     uuids = store(redis, [vcon() for _ in range(60)])
     away.kill()
     host = make(tmp_path, server_url, away.url, storage={}, chain={})
@@ -105,14 +104,14 @@ def test_what_a_storage_missed_while_it_was_away_is_replayed(
         for begin, change in ((0, away.come_back), (20, away.kill), (40, away.come_back)):
             redis.rpush("in", *uuids[begin : begin + 20])
             wait_until(lambda n=begin + 20: redis.llen("out") == n, 120)
+            missed = entries(redis, "DLQ:storage:away")
             change()
-        wait_until(lambda: accounted(redis, ["in"]), 90)
-        missed = entries(redis, "DLQ:storage:away")
-        run_beside(host, "dlq", "replay", "away")
+            wait_until(lambda: not redis.exists("DLQ:storage:away"), 120)
 
-        assert Counter(missed) == Counter([*uuids[:20], *uuids[40:]])
+        assert Counter(missed) == Counter(uuids[40:])
+        assert accounted(redis, ["in"])
         assert Counter(entries(redis, "out")) == Counter(uuids)
-        assert entries(redis, "DLQ:in") == entries(redis, "DLQ:storage:away") == []
+        assert entries(redis, "DLQ:in") == []
         assert files(tmp_path) == away.holds()
         assert files(tmp_path).keys() == set(uuids)
     finally:
@@ -213,10 +212,8 @@ def test_other_chains_do_not_feel_a_storage_that_does_not_answer(
             wait_until(lambda: redis.llen("DLQ:storage:slow") >= 1, 90, "the storage at its worst")
             redis.rpush("in-fast", *fast)
             wait_until(lambda: redis.llen("out-fast") == 300, 120)
-            meanwhile = redis.llen("out-slow")
             wait_until(lambda: accounted(redis, ["in-slow", "in-fast"]), 120)
 
-            assert meanwhile < 40
             assert Counter(entries(redis, "out-slow")) == Counter(entries(redis, "DLQ:storage:slow")) == Counter(slow)
             assert Counter(entries(redis, "out-fast")) == Counter(fast)
             assert entries(redis, "DLQ:in-slow") == entries(redis, "DLQ:in-fast") == []
