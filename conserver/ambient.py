@@ -6,6 +6,7 @@ of the chain that the thread works on. Outside of a chain, in a script say, it w
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -70,6 +71,12 @@ def _server() -> tuple[VconStore, Queue]:
     return VconStore(settings.redis_url, settings), Queue(settings.redis_url)
 
 
+@cache
+def _egress_version(value: str) -> str | None:
+    # To read the whole environment anew costs as much as to parse a vCon.
+    return Settings.from_env({"EGRESS_FORMAT_VERSION": value}).egress_format_version
+
+
 class Vcons:
     """The vCons, as the link that runs in this thread may see and change them."""
 
@@ -89,13 +96,13 @@ class Vcons:
         """
         return self._writer().edit(uuid)
 
-    def egress(self, uuid: str, version: str | None = None) -> bytes:
-        """Return the text of the vCon in the version that consumers get.
+    def egress(self, vcon: str | Vcon, version: str | None = None) -> bytes:
+        """Return the text of the vCon (or of the one with this UUID) in the version that consumers get.
 
         That is *version*, or else `EGRESS_FORMAT_VERSION`, or else the current one.
         """
-        document = self.get(uuid).document
-        version = version or Settings.from_env().egress_format_version
+        document = (self.get(vcon) if isinstance(vcon, str) else vcon).document
+        version = version or _egress_version(os.environ.get("EGRESS_FORMAT_VERSION", ""))
         return dump(to_version(document, version) if version else document)
 
     def save(self, vcon: Vcon) -> None:

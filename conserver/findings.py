@@ -74,7 +74,7 @@ MEANINGS: Mapping[str, str] = {
 }
 """Every rule in one sentence."""
 
-_SECRET_NAME = re.compile(r"key|token|secret|passw|credential|\b(.*_)?auth(orization)?\b", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"key|token|secret|passw|credential|biscuit|\b(.*_)?auth(orization)?\b", re.IGNORECASE)
 _USERINFO = re.compile(r"(?<=//)[^/@\s]+(?=@)")
 HIDDEN = "***"
 

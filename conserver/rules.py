@@ -6,21 +6,13 @@ Each function below is one rule, or a few that see the same thing. The rules abo
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 from conserver.configmodel import ChainConfig, Config
 from conserver.findings import Findings, did_you_mean
 from conserver.findings import Path as Where
-
-LATER = {
-    *(f"storages.{name}" for name in ("chatgpt_files", "dataverse", "elasticsearch", "milvus")),
-    *(f"storages.{name}" for name in ("scitt", "spaceandtime")),
-}
-"""Components of the existing conserver that come with a later version of this one."""
 
 _OUR_KEYS = ("conserver:", "vcon:")
 
@@ -234,11 +226,6 @@ def _find_not_built(config: Config, findings: Findings) -> dict[str, str]:
         (findings.key if len(path) == 2 else findings.value)("not-built", path, message)
 
     chains = list(config.chains.values())
-    for section, word, components in (("links", "link", config.links), ("storages", "storage", config.storages)):
-        for name, component in components.items():
-            if is_not_built(component.module, config.folder):
-                users = [chain for chain in chains if name in getattr(chain, section)]
-                note((section, name, "module"), f"{word} {name!r}: {component.module}", users)
     for name in config.tracers:
         users = [chain for chain in chains if chain.tracers is None or name in chain.tracers]
         note(("tracers", name), f"tracer {name!r}: tracers", users, verb="come")
@@ -248,12 +235,3 @@ def _find_not_built(config: Config, findings: Findings) -> dict[str, str]:
         if chain.schedule is not None:
             note(("chains", chain.name, "schedule"), f"chain {chain.name!r}: schedule", [chain])
     return waiting
-
-
-def is_not_built(module: str, folder: Path) -> bool:
-    """Say whether a module comes with a later version, and nobody has put one of that name in its place."""
-    relative = Path(*module.split("."))
-    places = [Path(entry) / relative for entry in (*sys.path, str(folder))]
-    return module in LATER and not any(
-        place.with_suffix(".py").is_file() or (place / "__init__.py").is_file() for place in places
-    )

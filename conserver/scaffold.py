@@ -17,7 +17,6 @@ from string import Template
 from typing import Literal
 
 from conserver.errors import ConserverError
-from conserver.rules import LATER
 
 Kind = Literal["link", "storage"]
 
@@ -124,7 +123,7 @@ def _check_name(kind: Kind, name: str) -> None:
         raise ConserverError(f"{name!r} is no name of a module: {rule}, as in call_summary")
     dotted = f"{kind}s.{name}"
     ours = Path(__file__).parent.parent / f"{kind}s" / name
-    if ours.with_suffix(".py").is_file() or ours.is_dir() or dotted in LATER:
+    if ours.with_suffix(".py").is_file() or ours.is_dir():
         raise ConserverError(f"{dotted} is one of ours, which would be used instead; choose another name")
     if entry_points(group=f"conserver.{kind}s", name=name):
         raise ConserverError(f"an installed package has a {kind} {name!r} already; choose another name")

@@ -59,10 +59,13 @@ def bind(fields: dict[str, str] | None) -> None:
     _bound.fields = fields
 
 
+def fields() -> dict[str, str]:
+    """Return the fields of this thread's log records: `vcon`, `chain` and the like, where they are known."""
+    return dict(getattr(_bound, "fields", None) or {})
+
+
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    fields = dict(getattr(_bound, "fields", None) or {})
-    fields.update(getattr(record, "fields", None) or {})
-    return fields
+    return fields() | (getattr(record, "fields", None) or {})
 
 
 class JsonFormatter(logging.Formatter):

@@ -40,7 +40,7 @@ class Options(Receivers):
 def save(vcon_uuid: str, opts: Options) -> None:
     """Deliver the vCon; raises StorageError that names every receiver that failed."""
     vcon = vcons.get(vcon_uuid)
-    body = vcons.egress(vcon_uuid, opts.format_version) if opts.format_version else vcon.to_bytes()
+    body = vcons.egress(vcon, opts.format_version) if opts.format_version else vcon.to_bytes()
     failures = []
     for delivery in deliver(vcon_uuid, body, opts):
         telemetry.observe("conserver.webhook.duration", delivery.secs, status_code=str(delivery.status or "none"))

@@ -200,22 +200,12 @@ class TestWhatAFileMeans:
 
     def test_a_chain_that_needs_what_is_not_built_is_not_worked_on(self, tmp_path: Path) -> None:
         """Its list waits, and the other chain runs."""
-        text = "storages: {t: {module: storages.spaceandtime}}\n"
-        text += "chains: {a: {links: [], storages: [t], ingress_lists: [x]}, b: {links: [], ingress_lists: [y]}}"
+        text = "chains: {a: {links: [], ingress_lists: [x], schedule: 0 2 * * *}, b: {links: [], ingress_lists: [y]}}"
         config = good(tmp_path, text)
 
-        assert config.waiting == {"a": "storage 't': storages.spaceandtime comes with a later version"}
+        assert config.waiting == {"a": "chain 'a': schedule comes with a later version"}
         assert config.lists == {"y": "b"}
         assert config.chain_of("x") is None
-
-    def test_a_module_of_your_own_takes_the_place_of_one_that_is_not_built(self, tmp_path: Path) -> None:
-        """storages/spaceandtime.py beside the config is as good as ours."""
-        (tmp_path / "storages").mkdir()
-        (tmp_path / "storages" / "spaceandtime.py").write_text("")
-        text = "storages: {t: {module: storages.spaceandtime}}\n"
-        config = good(tmp_path, f"{text}chains: {{a: {{links: [], storages: [t], ingress_lists: [x]}}}}")
-
-        assert config.waiting == {}
 
     @pytest.mark.parametrize("section", ["tracers: {t: {module: x}}", "hooks: {h: {module: x}}"])
     def test_tracers_and_hooks_hold_up_every_chain(self, tmp_path: Path, section: str) -> None:

@@ -426,7 +426,6 @@ def test_an_entry_point_may_be_named(file: Path, beside: Callable[..., None], mo
         ("links", "links.nowhere", "missing-package"),
         ("storages", "storage.nowhere", "missing-package"),
         ("storages", "storages.nowhere", "missing-package"),
-        ("storages", "storages.scitt", "not-built"),
         ("tracers", "tracers.nowhere", "not-built"),
     ],
 )
@@ -441,12 +440,12 @@ def test_what_is_not_installed_is_refused(file: Path, section: str, module: str,
 
 def test_what_is_not_built_yet_may_stay(file: Path) -> None:
     """The file named it before, so a client may restore it."""
-    file.write_text("storages: {x: {module: storages.scitt}}\nchains: {main: {links: [], storages: [x]}}\n")
+    file.write_text("tracers: {x: {module: tracers.audit}}\nchains: {main: {links: []}}\n")
     posted = read_masked(file)
     posted["chains"]["main"]["ingress_lists"] = ["in"]
 
     done = replace(file, posted, {})
-    assert ("/storages/x/module", "warning", "not-built") in {(r.pointer, r.level, r.rule) for r in done.remarks}
+    assert ("/tracers/x", "warning", "not-built") in {(r.pointer, r.level, r.rule) for r in done.remarks}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,18 @@ from conserver.components import check
 LOGIN = {"aws_access_key_id": "AKIA", "aws_secret_access_key": "x"}
 SFTP = {"name": "sftp", "url": "localhost", "port": 22, "username": "me", "password": "x", "path": "."}
 MONGO = {"name": "mongo", "database": "conserver", "collection": "vcons", "url": "mongodb://localhost:27017/"}
+DATAVERSE = {"url": "https://org.crm.dynamics.com", "tenant_id": "t", "client_id": "c", "client_secret": "s"}
+ENTITY = {
+    "name": "dataverse",
+    "api_version": 9.2,
+    "entity_name": "vcon_storage",
+    "uuid_field": "vcon_uuid",
+    "data_field": "vcon_data",
+    "subject_field": "vcon_subject",
+    "created_at_field": "vcon_created_at",
+}
+OPENAI = {"organization_key": "org-1", "project_key": "proj_1", "api_key": "sk-1", "vector_store_id": "vs_1"}
+WAREHOUSE = {"name": "spaceandtime", "api_key": "k", "table_name": "vcons", "write_biscuit": "b", "read_biscuit": ""}
 RETRIES = {"timeout": 30, "transient_retries": 3, "transient_backoff_base_s": 0.5}
 
 
@@ -35,6 +47,10 @@ RETRIES = {"timeout": 30, "transient_retries": 3, "transient_backoff_base_s": 0.
         ("mongo", MONGO),
         ("vcon_mcp", None),
         ("vcon_mcp", {"base_url": "http://127.0.0.1:3000/api/v1", "api_key": "", **RETRIES}),
+        ("chatgpt_files", {**OPENAI, "purpose": "assistants"}),
+        ("dataverse", DATAVERSE),
+        ("dataverse", {**DATAVERSE, **ENTITY}),
+        ("spaceandtime", {**WAREHOUSE, "authenticate": True, "auto_reconnect": True}),
         ("utopia", {"kb_id": "a", "email": "b", "password": "c"}),
         ("utopia", {"base_url": "http://h", "kb_id": "a", "email": "b", "password": "c", **RETRIES}),
     ],
@@ -52,7 +68,13 @@ def test_it_is_taken_as_it_is(tmp_path: Path, module: str, options: dict[str, An
 
 @pytest.mark.parametrize(
     ("module", "missing"),
-    [("s3", ["aws_bucket"]), ("sftp", ["username"]), ("utopia", ["kb_id", "email", "password"])],
+    [
+        ("chatgpt_files", ["api_key", "vector_store_id"]),
+        ("dataverse", ["url", "tenant_id", "client_id", "client_secret"]),
+        ("s3", ["aws_bucket"]),
+        ("sftp", ["username"]),
+        ("utopia", ["kb_id", "email", "password"]),
+    ],
 )
 def test_without_options_the_check_says_what_is_missing(tmp_path: Path, module: str, missing: list[str]) -> None:
     """Before the first vCon."""
