@@ -22,6 +22,7 @@ from bench.latency import latency
 from bench.limit import limit
 from bench.plan import BenchError, Plan, Table
 from bench.recovery import dead_letters, recovery, startup
+from bench.storages import storages
 from bench.throughput import noop, tag_and_file
 from conserver.errors import ConserverError
 
@@ -39,6 +40,7 @@ SCENARIOS: dict[str, Callable[[Plan], list[Table]]] = {
     "startup": startup,
     "growth": growth,
     "api": api,
+    "storages": storages,
     "losses": lost,
 }
 #: Takes minutes and hardly changes, so it is not part of the quick ones.

@@ -23,6 +23,7 @@ EXISTING = {"noop": 376.0, "noop_info": 313.0, "tag_and_file": 200.0}
 #: And of its API: requests/s of one process with vCons of 5 kB, measured on another day.
 EXISTING_API = {"create": 750.0, "read": 2050.0}
 _LIBRARIES = ("redis", "hiredis", "msgspec", "pydantic", "httpx", "fastapi", "uvicorn", "uvloop", "httptools")
+_LIBRARIES = (*_LIBRARIES, "psycopg", "boto3", "moto", "paramiko", "nats-py")
 _EXISTING_NOTE = "the existing conserver (measured earlier on the same kind of machine)"
 
 Tables = dict[str, Table]
@@ -240,6 +241,17 @@ def plot(folder: Path, tables: Tables) -> list[Path]:
         existing = [_existing(rate, f"the existing conserver, {name}") for name, rate in EXISTING_API.items()]
         rows = [_bar(row, other=row.name.endswith("bare")) for row in tables["api"].rows]
         drawn["api"] = bars("The HTTP API, one process, 16 connections", "requests a second", [*existing, *rows])
+    if "storages" in tables:
+        measured = [row for row in tables["storages"].rows if row.runs]
+        rows = [
+            bar
+            for row in measured
+            for bar in (
+                _bar(row, measure="many"),
+                _bar(row, f"{row.name}, bare loop", measure="many_bare", other=True),
+            )
+        ]
+        drawn["storages"] = bars("Saves of vCons of 5 kB with 16 threads", "saves a second", rows)
     for name, title, label in (
         ("sizes", "What one vCon costs, by its size (links.tag and storage file)", "bytes a vCon"),
         ("lists", "What one vCon costs, by the number of lists", "ingress lists"),
@@ -258,9 +270,9 @@ def plot(folder: Path, tables: Tables) -> list[Path]:
     return [folder / f"{name}.svg" for name in drawn]
 
 
-def _bar(row: Row, label: str = "", *, other: bool = False) -> Bar:
-    runs = row.runs["rate"]
-    return Bar(label or row.name, row.median("rate"), min(runs), max(runs), other)
+def _bar(row: Row, label: str = "", *, measure: str = "rate", other: bool = False) -> Bar:
+    runs = row.runs[measure]
+    return Bar(label or row.name, row.median(measure), min(runs), max(runs), other)
 
 
 def _existing(rate: float, label: str = "the existing conserver, 1 worker") -> Bar:
