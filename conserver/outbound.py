@@ -146,12 +146,14 @@ def request(
     backoff: Backoff = _DEFAULT_BACKOFF,
     repeatable: bool | None = None,
     quote_answer: bool = True,
+    ca_file: str | None = None,
 ) -> Answer:
     """Send one request and return its 2xx answer; with *into*, a file, its body is written there and nowhere else.
 
     `repeatable` says whether the request may be sent again when it is not known what became of the first; unset,
     that depends on the method (POST and PATCH are not repeated). `quote_answer=False` keeps the other side's words
-    out of the error, for answers that may repeat what was sent.
+    out of the error, for answers that may repeat what was sent. `ca_file` has the authorities that may have signed the
+    certificate, instead of those of the system.
 
     Raises OutboundRefused when the policy or a limit forbids it, OutboundStatus for any other status, OutboundError
     when there is no answer. None of the messages holds a credential, a query, or the path of a trusted URL (the path
@@ -171,7 +173,9 @@ def request(
             into.seek(0)
             into.truncate()
         try:
-            response = _exchange(method, target, sent, body, into, where=where, trusted=trusted, limits=limits)
+            response = _exchange(
+                method, target, sent, body, into, where=where, trusted=trusted, limits=limits, ca_file=ca_file
+            )
         except httpx.TransportError as error:
             raise Retryable(f"{where}: {describe(error)}") from error
         if response.is_success:
@@ -303,6 +307,7 @@ def _exchange(
     where: str,
     trusted: bool,
     limits: Limits,
+    ca_file: str | None,
 ) -> httpx.Response:
     """Send a request and follow its redirects; each hop is checked like a new URL."""
     deadline = time.monotonic() + limits.total_secs
@@ -311,7 +316,7 @@ def _exchange(
         # Trust covers the host that the operator wrote, not where that host sends us.
         policy = None if trusted and url.host == first_host else in_force()
         request = httpx.Request(method, url, headers=headers, content=body)
-        response = send(request, policy, limits, deadline, where, into)
+        response = send(request, policy, limits, deadline, where, into, ca_file)
         location = response.headers.get("location")
         if location is None or response.status_code not in _REDIRECTS or not limits.max_redirects:
             return response

@@ -67,10 +67,12 @@ def send(
     deadline: float,
     where: str,
     into: BinaryIO | None = None,
+    ca_file: str | None = None,
 ) -> httpx.Response:
     """Do one exchange: connect, send, and read the whole answer, within the limits.
 
-    With *into* the body of a 2xx answer is written there, and the response has none.
+    With *into* the body of a 2xx answer is written there, and the response has none. With *ca_file* the certificate
+    has to be signed by an authority in that file.
     """
     url = sent.url
     if url.scheme not in ("http", "https") or not url.host:
@@ -97,7 +99,7 @@ def send(
     )
     _time.deadline = deadline
     try:
-        answer = _pool(policy, _proxy_for(url) if policy is None else None).handle_request(core)
+        answer = _pool(policy, _proxy_for(url) if policy is None else None, ca_file).handle_request(core)
         try:
             headers = httpx.Headers(answer.headers)
             sink = into if 200 <= answer.status < 300 else None
@@ -166,13 +168,13 @@ class _Pools:
     """
 
     def __init__(self) -> None:
-        self._pools: dict[tuple[OutboundPolicy | None, str | None], httpcore.ConnectionPool] = {}
+        self._pools: dict[tuple[OutboundPolicy | None, str | None, str | None], httpcore.ConnectionPool] = {}
 
-    def get(self, policy: OutboundPolicy | None, proxy: str | None) -> httpcore.ConnectionPool:
+    def get(self, policy: OutboundPolicy | None, proxy: str | None, ca_file: str | None) -> httpcore.ConnectionPool:
         # One pool a policy: a connection that a laxer one opened must not serve a stricter one.
-        if (policy, proxy) not in self._pools:
-            self._pools[policy, proxy] = _new_pool(policy, proxy)
-        return self._pools[policy, proxy]
+        if (policy, proxy, ca_file) not in self._pools:
+            self._pools[policy, proxy, ca_file] = _new_pool(policy, proxy, ca_file)
+        return self._pools[policy, proxy, ca_file]
 
     def close(self) -> None:
         while self._pools:
@@ -186,18 +188,18 @@ _everybodys: weakref.WeakSet[_Pools] = weakref.WeakSet()
 _everybodys_lock = threading.Lock()
 
 
-def _pool(policy: OutboundPolicy | None, proxy: str | None) -> httpcore.ConnectionPool:
+def _pool(policy: OutboundPolicy | None, proxy: str | None, ca_file: str | None) -> httpcore.ConnectionPool:
     if not hasattr(_mine, "pools"):
         _mine.pools = _Pools()
         with _everybodys_lock:
             _everybodys.add(_mine.pools)
-    pool: httpcore.ConnectionPool = _mine.pools.get(policy, proxy)
+    pool: httpcore.ConnectionPool = _mine.pools.get(policy, proxy, ca_file)
     return pool
 
 
-def _new_pool(policy: OutboundPolicy | None, proxy: str | None) -> httpcore.ConnectionPool:
+def _new_pool(policy: OutboundPolicy | None, proxy: str | None, ca_file: str | None) -> httpcore.ConnectionPool:
     shared: dict[str, Any] = {
-        "ssl_context": _tls(),
+        "ssl_context": _tls() if ca_file is None else _tls_of(ca_file),
         "max_connections": None,
         "max_keepalive_connections": 8,
         "keepalive_expiry": 30.0,
@@ -225,6 +227,20 @@ def close_connections() -> None:
 @functools.lru_cache(maxsize=1)
 def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context()
+
+
+def _tls_of(ca_file: str) -> ssl.SSLContext:
+    try:
+        return _new_tls_of(ca_file, os.stat(ca_file).st_mtime_ns)
+    except OSError as error:
+        reason = error.strerror or "it holds no certificate"
+        raise OutboundRefused(f"the file with authorities {ca_file} cannot be used: {reason}") from error
+
+
+@functools.lru_cache(maxsize=16)
+def _new_tls_of(ca_file: str, _changed_ns: int) -> ssl.SSLContext:
+    # Of the time of its last change as well, so that a new file counts without a new process.
+    return ssl.create_default_context(cafile=ca_file)
 
 
 def _proxy_for(url: httpx.URL) -> str | None:

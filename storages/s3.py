@@ -22,6 +22,7 @@ import contextlib
 import logging
 import re
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -98,8 +99,9 @@ class _Pointer:
 
 def save(vcon_uuid: str, opts: Options) -> None:
     """Write the vCon; one that is there already is replaced."""
-    text = vcons.egress(vcon_uuid, opts.format_version)
-    day = _day(vcons.get(vcon_uuid).created_at)
+    vcon = vcons.get(vcon_uuid)
+    text = vcons.egress(vcon, opts.format_version)
+    day = _day(vcon.created_at)
     before = _pointer(vcon_uuid, opts)
     stale = ({before.day, *before.also} if before else set()) - {day}
     if before and before.day != day:
@@ -137,6 +139,19 @@ def delete(vcon_uuid: str, opts: Options) -> bool:
         # Last: as long as it is there, what is left is found again.
         _delete([_lookup_key(vcon_uuid, opts)], opts)
     return bool(found)
+
+
+def list_uuids(opts: Options, after: str = "") -> Iterator[str]:
+    """Yield the UUIDs of stored vCons in order, those behind *after*: of all that have a pointer."""
+    begin = _lookup_key("", opts).removesuffix(".txt")
+    last = _lookup_key(after, opts) if after else begin
+    while True:
+        page = _call("list", "list_objects_v2", opts, Prefix=begin, StartAfter=last) or {}
+        keys = [one["Key"] for one in page.get("Contents", ())]
+        yield from (key.removeprefix(begin).removesuffix(".txt") for key in keys)
+        if not keys or not page.get("IsTruncated"):
+            return
+        last = keys[-1]
 
 
 def ping(opts: Options) -> None:

@@ -24,6 +24,8 @@ ENTITY = {
     "created_at_field": "vcon_created_at",
 }
 OPENAI = {"organization_key": "org-1", "project_key": "proj_1", "api_key": "sk-1", "vector_store_id": "vs_1"}
+SEARCH = {"name": "elasticsearch", "cloud_id": "", "api_key": "", "index": "vcon_index", "ca_certs": None}
+CLOUD = {"cloud_id": "calls:ZXUuY2xvdWQuZXhhbXBsZSRhMWIyJGMzZDQ=", "api_key": "x"}
 WAREHOUSE = {"name": "spaceandtime", "api_key": "k", "table_name": "vcons", "write_biscuit": "b", "read_biscuit": ""}
 RETRIES = {"timeout": 30, "transient_retries": 3, "transient_backoff_base_s": 0.5}
 
@@ -50,6 +52,8 @@ RETRIES = {"timeout": 30, "transient_retries": 3, "transient_backoff_base_s": 0.
         ("chatgpt_files", {**OPENAI, "purpose": "assistants"}),
         ("dataverse", DATAVERSE),
         ("dataverse", {**DATAVERSE, **ENTITY}),
+        ("elasticsearch", {**SEARCH, "url": "https://h:9200", "username": "elastic", "password": "x", "index_prefix": ""}),
+        ("elasticsearch", CLOUD),
         ("spaceandtime", {**WAREHOUSE, "authenticate": True, "auto_reconnect": True}),
         ("utopia", {"kb_id": "a", "email": "b", "password": "c"}),
         ("utopia", {"base_url": "http://h", "kb_id": "a", "email": "b", "password": "c", **RETRIES}),
