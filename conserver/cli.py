@@ -1,7 +1,7 @@
 """The command line: each command parses, calls, prints. What it calls is imported inside, so that `--help` is quick.
 
 docs/reference/cli.md describes commands, options and exit codes; the group `dlq` is in cli_dlq.py, what authors
-need in cli_authors.py.
+need in cli_authors.py, the group `storage` in cli_storage.py.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from conserver.cli_print import (
     say_warning,
     settings_of,
 )
+from conserver.cli_storage import storage
 from conserver.errors import ConserverError
 
 #: From this many on, a terminal sees a progress bar.
@@ -53,6 +54,7 @@ app = typer.Typer(
     cls=_Group, add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 app.add_typer(dlq, name="dlq")
+app.add_typer(storage, name="storage")
 app.add_typer(authors)
 
 

@@ -15,12 +15,12 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from conserver import compat, rules
+from conserver import compat
 from conserver.config import draft_config
 from conserver.configmodel import Component, Config, ImportConfig, LinkConfig, Retry, StorageConfig
 from conserver.filters import When
@@ -32,12 +32,15 @@ from conserver.options import bind_options
 IMPORT_LIMIT_SECS = 30.0
 """For the import of one module in the check. Large libraries take seconds on a slow disk."""
 
+#: Functions that a storage need not have.
+_OPTIONAL = ("get", "delete", "ping", "list_uuids")
 _SIGNATURES = {
     "run": "run(vcon_uuid, link_name, opts)",
     "save": "save(vcon_uuid, opts)",
     "get": "get(vcon_uuid, opts)",
     "delete": "delete(vcon_uuid, opts)",
     "ping": "ping(opts)",
+    "list_uuids": "list_uuids(opts, after)",
 }
 
 
@@ -68,6 +71,7 @@ class Storage:
     get: Callable[[str, Any], Any] | None = None
     delete: Callable[[str, Any], Any] | None = None
     ping: Callable[[Any], Any] | None = None
+    list_uuids: Callable[[Any, str], Iterable[str]] | None = None
     timeout: float | None = None
     required: bool = False
     secrets: frozenset[str] = frozenset()
@@ -114,6 +118,7 @@ def load_storage(config: StorageConfig) -> Storage:
         get=getattr(module, "get", None),
         delete=getattr(module, "delete", None),
         ping=getattr(module, "ping", None),
+        list_uuids=getattr(module, "list_uuids", None),
         timeout=config.timeout,
         required=config.required,
         secrets=frozenset(secrets_of(config.options)),
@@ -135,7 +140,7 @@ def load(kind: Kind, config: Component | ImportConfig) -> tuple[Any, Any, list[P
         raise ComponentError([Problem("missing-package", f"{message} (pip install '{needs_of(module)}')")])
     if not isinstance(config, Component):
         return module, None, []
-    functions = ("run",) if kind == "link" else ("save", "get", "delete", "ping")
+    functions = ("run",) if kind == "link" else ("save", *_OPTIONAL)
     problems = [problem for name in functions if (problem := _check_signature(what, config.module, module, name))]
     if problems:
         raise ComponentError(problems)
@@ -152,7 +157,7 @@ def load(kind: Kind, config: Component | ImportConfig) -> tuple[Any, Any, list[P
 def _check_signature(what: str, name: str, module: Any, function: str) -> Problem | None:
     signature = _SIGNATURES[function]
     found = getattr(module, function, None)
-    if found is None and function in ("get", "delete", "ping"):
+    if found is None and function in _OPTIONAL:
         return None
     if found is None:
         return Problem("no-run", f"{what}: {name} has no {signature}")
@@ -194,7 +199,7 @@ def check_components(
 
 
 def _check_components(config: Config, findings: Findings, env: Mapping[str, str], limit_secs: float) -> None:
-    entries = [entry for entry in _entries(config) if not rules.is_not_built(entry[1].module, config.folder)]
+    entries = list(_entries(config))
     answers = call_each(_inspect, entries, limit_secs=limit_secs, alike=lambda entry: entry[1].module)
     may_give_back = set()
     for (kind, entry, _), answer in zip(entries, answers, strict=True):

@@ -35,6 +35,8 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}", re.A
 _NAME = re.compile(rf"({_UUID.pattern})\.json(?:\.gz)?", re.ASCII)
 _ENDINGS = (".json", ".json.gz")
 _LOOKUP = ".lookup"
+#: UUIDs that are kept in memory to be put in order.
+_PAGE = 100_000
 
 
 def _mode(given: Any) -> int:
@@ -154,10 +156,19 @@ def ping(opts: Options) -> None:
             _remove(file)
 
 
+def list_uuids(opts: Options, after: str = "") -> Iterator[str]:
+    """Yield the UUIDs of stored vCons in order, those behind *after*. Looks at every name, for each 100,000 once."""
+    with _told("list", opts.path):
+        while page := heapq.nsmallest(_PAGE, (uuid for uuid, _ in _all_files(opts.path) if uuid > after)):
+            after = page[-1]
+            # One of which two copies are there comes once.
+            yield from dict.fromkeys(page)
+
+
 def list_vcons(opts: Options, limit: int = 100, offset: int = 0) -> list[str]:
     """Return the UUIDs of stored vCons, the latest written first. Looks at every file."""
     with _told("list", opts.path):
-        newest = heapq.nlargest(offset + limit, _all_files(opts.path))
+        newest = heapq.nlargest(offset + limit, _written(opts.path))
     return [uuid for _, uuid in newest[offset:]]
 
 
@@ -230,14 +241,27 @@ def _days(folder: str, levels: int) -> Iterator[str]:
         yield from _days(os.path.join(folder, name), levels - 1)
 
 
-def _all_files(folder: str) -> Iterator[tuple[float, str]]:
-    for at, folders, names in os.walk(folder):
+def _written(folder: str) -> Iterator[tuple[float, str]]:
+    """Yield of each file when it was written, and its UUID."""
+    for uuid, file in _all_files(folder):
+        with contextlib.suppress(FileNotFoundError):
+            yield os.stat(file).st_mtime, uuid
+
+
+def _all_files(folder: str) -> Iterator[tuple[str, str]]:
+    """Yield the UUID and the path of each file; a folder that cannot be looked into is an OSError."""
+    for at, folders, names in os.walk(folder, onerror=_unless_gone):
         folders[:] = [name for name in folders if name.isdecimal()]
         for name in names:
             found = _NAME.fullmatch(name)
             if found:
-                with contextlib.suppress(FileNotFoundError):
-                    yield os.stat(os.path.join(at, name)).st_mtime, found[1]
+                yield found[1], os.path.join(at, name)
+
+
+def _unless_gone(error: OSError) -> None:
+    # A folder of which the last file was deleted just now is removed.
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 # Writing

@@ -20,9 +20,9 @@ Needs: conserver[mongo].
 import atexit
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
@@ -36,6 +36,7 @@ T = TypeVar("T")
 _EXACT = "_exact"
 # MongoDB allows 100 levels; ours stand a few below the top.
 _MOST_LEVELS = 90
+_PAGE = 1000
 _BACKOFF = Backoff(attempts=3, total_secs=15.0)
 
 
@@ -85,6 +86,18 @@ def get(vcon_uuid: str, opts: Options) -> dict[str, Any] | None:
 def delete(vcon_uuid: str, opts: Options) -> bool:
     """Delete the stored vCon; False if there was none."""
     return bool(_run("delete", opts, lambda collection: collection.delete_one({"_id": vcon_uuid})).deleted_count)
+
+
+def list_uuids(opts: Options, after: str = "") -> Iterator[str]:
+    """Yield the UUIDs of stored vCons in order, those behind *after*."""
+    while page := _run("list", opts, partial(_ids, after)):
+        yield from page
+        after = page[-1]
+
+
+def _ids(after: str, collection: Any) -> list[str]:
+    found = collection.find({"_id": {"$gt": after}}, {"_id": 1}).sort("_id").limit(_PAGE)
+    return [one["_id"] for one in found]
 
 
 def ping(opts: Options) -> None:

@@ -66,6 +66,9 @@ SELECT CASE WHEN vcon_text IS NOT NULL AND vcon_text_of = sha256(convert_to(vcon
     THEN vcon_text ELSE vcon_json::text END
 FROM {table} WHERE id = %(uuid)s
 """
+_LIST = """
+SELECT id::text FROM {table} WHERE %(after)s::uuid IS NULL OR id > %(after)s::uuid ORDER BY id LIMIT 1000
+"""
 # Of a table to which only the existing conserver has written.
 _SELECT_JSON = "SELECT vcon_json::text FROM {table} WHERE id = %(uuid)s"
 _DELETE = "DELETE FROM {table} WHERE id = %(uuid)s"
@@ -100,7 +103,7 @@ def save(vcon_uuid: str, opts: Options) -> None:
     _check_uuid(vcon_uuid)
     vcon = vcons.get(vcon_uuid)
     exact = vcon.to_bytes()
-    held = _held(vcons.egress(vcon_uuid, opts.format_version))
+    held = _held(vcons.egress(vcon, opts.format_version))
     row = {
         "uuid": vcon_uuid,
         "created_at": _timestamp(vcon.created_at),
@@ -125,6 +128,17 @@ def delete(vcon_uuid: str, opts: Options) -> bool:
     _check_uuid(vcon_uuid)
     with _told("delete from", opts):
         return _table(opts).delete(vcon_uuid)
+
+
+def list_uuids(opts: Options, after: str = "") -> Iterator[str]:
+    """Yield the UUIDs of stored vCons in order, those behind *after*."""
+    while True:
+        with _told("read from", opts):
+            uuids = _table(opts).uuids(after)
+        if not uuids:
+            return
+        yield from uuids
+        after = uuids[-1]
 
 
 def ping(opts: Options) -> None:
@@ -231,6 +245,14 @@ class _Table:
         except self._errors.UndefinedTable:
             return None
         return rows[0][0] if rows else None
+
+    def uuids(self, after: str) -> list[str]:
+        """Return the next UUIDs in order."""
+        try:
+            rows, _ = self._run(_LIST, {"after": after or None})
+        except self._errors.UndefinedTable:
+            return []
+        return [uuid for (uuid,) in rows]
 
     def delete(self, uuid: str) -> bool:
         """Delete a row; False if there is none."""

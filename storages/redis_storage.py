@@ -9,7 +9,9 @@ A server that does not answer is a StorageError within `timeout`.
 Reads: the key of a vCon. Writes: a key for each vCon, `{prefix}:{uuid}`.
 """
 
+import heapq
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -20,6 +22,9 @@ from redis.exceptions import RedisError
 
 from conserver import StorageError, Vcon, connection, vcons
 from conserver.errors import ServerError
+
+#: UUIDs that are kept in memory to be put in order.
+_PAGE = 100_000
 
 
 class Options(BaseModel):
@@ -82,6 +87,22 @@ def delete(vcon_uuid: str, opts: Options) -> bool:
     """Delete the stored vCon; False if there was none."""
     with _server("delete", opts) as client:
         return bool(client.delete(_key(vcon_uuid, opts)))
+
+
+def list_uuids(opts: Options, after: str = "") -> Iterator[str]:
+    """Yield the UUIDs of stored vCons in order, those behind *after*. Looks at every key, for each 100,000 once."""
+    begin = _key("", opts)
+    pattern = re.sub(r"([*?\[\]\\])", r"\\\1", begin) + "*"
+    while True:
+        with _server("list", opts) as client:
+            keys = client.scan_iter(match=pattern, count=1000)
+            uuids = (key.decode("utf-8", "replace").removeprefix(begin) for key in keys)
+            page = heapq.nsmallest(_PAGE, (uuid for uuid in uuids if uuid > after))
+        if not page:
+            return
+        after = page[-1]
+        # A scan may name a key twice.
+        yield from dict.fromkeys(page)
 
 
 def ping(opts: Options) -> None:

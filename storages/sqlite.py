@@ -39,6 +39,7 @@ _CREATE = (
     " tokenize='unicode61 remove_diacritics 2')",
     f"PRAGMA user_version = {_SCHEMA}",
 )
+_LIST = "SELECT uuid FROM vcons WHERE uuid > ? ORDER BY uuid LIMIT 1000"
 _UPSERT = (
     "INSERT INTO vcons (uuid, created_at, updated_at, subject, vcon) VALUES (?, ?, ?, ?, ?) ON CONFLICT (uuid) DO"
     " UPDATE SET created_at = excluded.created_at, updated_at = excluded.updated_at, subject = excluded.subject,"
@@ -115,6 +116,17 @@ def delete(vcon_uuid: str, opts: Options) -> bool:
 
     with _told("delete from", opts):
         return bool(_file(opts).write(remove))
+
+
+def list_uuids(opts: Options, after: str = "") -> Iterator[str]:
+    """Yield the UUIDs of stored vCons in order, those behind *after*."""
+    while True:
+        with _told("read from", opts):
+            rows = _file(opts).read(_LIST, (after,))
+        if not rows:
+            return
+        yield from (uuid for (uuid,) in rows)
+        after = rows[-1][0]
 
 
 def ping(opts: Options) -> None:
@@ -204,12 +216,14 @@ class _File:
         result: Future[Any] = Future()
         with self._queueing:
             self._waiting.append((work, result))
-        with self._writing:
-            if not result.done():
+            is_first = len(self._waiting) == 1
+        if is_first:
+            with self._writing:
                 # Those that have come meanwhile share one wait for the disk.
                 with self._queueing:
                     batch, self._waiting = self._waiting, []
                 self._write_all(batch)
+        # The others wait for nothing but this: not for those who are next to write.
         return result.result()
 
     def _write_all(self, batch: list[tuple[Callable[[sqlite3.Connection], Any], Future[Any]]]) -> None:

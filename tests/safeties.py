@@ -758,6 +758,15 @@ MUTANTS = (
         "wanted=self._is_due,",
     ),
     _mutant(
+        "copy-undoes-no-chain",
+        "copying.py",
+        "test_copying.py::test_a_chain_that_saves_meanwhile_is_not_undone",
+        """done = done or ("copied" if held is None else "overwritten")
+            if text_in_redis(self._store, uuid) == text:""",
+        """done = done or ("copied" if held is None else "overwritten")
+            if True:""",
+    ),
+    _mutant(
         "no-deadline-in-silence",
         "worker.py",
         "test_worker.py::test_while_the_server_is_silent_no_deadline_passes",

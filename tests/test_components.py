@@ -531,7 +531,7 @@ class TestCheck:
             ("[keeps]", {}, True),
             ("[keeps, gives]", {}, False),
             ("[keeps]", {"VCON_REDIS_EXPIRY": "0"}, False),
-            ("[keeps, later]", {}, False),
+            ("[keeps], schedule: '30 2 * * *'", {}, False),
         ],
     )
     def test_a_chain_whose_vcons_never_expire_is_told(
@@ -540,8 +540,7 @@ class TestCheck:
         """Unless some storage gives a vCon back, nothing expires at all, or the chain waits anyway."""
         write("storages/test_keeps.py", SAVE)
         write("storages/test_gives.py", f"{SAVE}def get(vcon_uuid, opts): pass\n")
-        text = "storages: {keeps: {module: storages.test_keeps}, gives: {module: storages.test_gives}, "
-        text += "later: {module: storages.milvus}}\n"
+        text = "storages: {keeps: {module: storages.test_keeps}, gives: {module: storages.test_gives}}\n"
         text += f"chains: {{c: {{links: [], ingress_lists: [x], storages: {storages}}}}}\n"
         (tmp_path / "config.yml").write_text(text)
         _, found = check(tmp_path / "config.yml", env)

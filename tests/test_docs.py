@@ -339,7 +339,7 @@ def test_commands_on_the_pages_are_understood(page: Path) -> None:
         if program == "make":
             assert set(words) <= targets, words
             continue
-        length = 2 if words[0] == "dlq" else 1
+        length = 2 if words[0] in ("dlq", "storage") else 1
         command = COMMANDS[" ".join(words[:length])]
 
         command.make_context(words[0], words[length:])

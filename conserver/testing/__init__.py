@@ -21,9 +21,17 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from conserver.testing.calls import difference, throwaway_store, two_party_call
+from conserver.differences import difference
+from conserver.testing.calls import throwaway_store, two_party_call
 from conserver.testing.links import Given, Trial, run_link, try_link
-from conserver.testing.storages import DATA_RULES, STORAGE_RULES, UNREACHABLE, Backend, storage_contract
+from conserver.testing.storages import (
+    DATA_RULES,
+    LIST_RULES,
+    STORAGE_RULES,
+    UNREACHABLE,
+    Backend,
+    storage_contract,
+)
 from conserver.vcon import Vcon
 
 try:
@@ -33,6 +41,7 @@ except ImportError:  # `conserver try` runs links where nobody tests
 
 __all__ = [
     "DATA_RULES",
+    "LIST_RULES",
     "STORAGE_RULES",
     "UNREACHABLE",
     "Backend",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
-from typing import Any
 
 from conserver import connection
 from conserver.embedded import temporary_server
@@ -42,32 +40,6 @@ def two_party_call(uuid: str | None = None) -> Vcon:
         body={"transcript": said, "paragraphs": {"transcript": said}},
     )
     return vcon
-
-
-def difference(one: Any, other: Any, pointer: str = "") -> str:
-    """Say where two JSON values first differ, as `/analysis/1: added`; "" if they do not."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        keys: Sequence[Any] = [*one, *(key for key in other if key not in one)]
-        pairs = [(one.get(key, _NOTHING), other.get(key, _NOTHING)) for key in keys]
-    elif isinstance(one, list) and isinstance(other, list):
-        keys = range(max(len(one), len(other)))
-        pairs = [(one[i] if i < len(one) else _NOTHING, other[i] if i < len(other) else _NOTHING) for i in keys]
-    else:
-        same = type(one) is type(other) and one == other
-        if one is _NOTHING or other is _NOTHING:
-            return f"{pointer}: {'added' if one is _NOTHING else 'removed'}"
-        return "" if same else f"{pointer}: {short(one)} became {short(other)}"
-    return next(
-        (found for key, pair in zip(keys, pairs, strict=True) if (found := difference(*pair, f"{pointer}/{key}"))), ""
-    )
-
-
-_NOTHING = object()
-
-
-def short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def uuid_of(vcon: Vcon) -> str:

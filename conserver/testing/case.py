@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from conserver.ambient import Work, working
 from conserver.components import Storage
+from conserver.differences import difference, short
 from conserver.store import VconStore
-from conserver.testing.calls import difference, short, uuid_of
+from conserver.testing.calls import uuid_of
 from conserver.vcon import Vcon
 
 
@@ -58,6 +59,10 @@ class Case:
     def ping(self) -> None:
         """Ask the storage whether it works."""
         self._function("ping")(self.storage.options)
+
+    def uuids(self, after: str = "") -> list[str]:
+        """Ask the storage for what it holds behind *after*."""
+        return list(self._function("list_uuids")(self.storage.options, after))
 
     def _function(self, name: str) -> Callable[..., Any]:
         function: Callable[..., Any] | None = getattr(self.storage, name)

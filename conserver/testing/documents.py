@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 from concurrent.futures import ThreadPoolExecutor
 
+from conserver.differences import difference, short
 from conserver.errors import VconNotFound
-from conserver.testing.calls import difference, short, two_party_call, uuid_of
+from conserver.testing.calls import two_party_call, uuid_of
 from conserver.testing.case import Case, must
 from conserver.vcon import Vcon
 
@@ -77,6 +78,19 @@ def deletes(case: Case) -> None:
     must(found is None, "get still finds a vCon that was deleted")
     must(again is False, f"delete returned {again!r}, not False, for a vCon that is gone")
     must(case.get(other) is not None, "delete of one vCon took another one along")
+
+
+def lists(case: Case) -> None:
+    """All of them, each once, in order, and from any of them on; a deleted one is not among them."""
+    saved = {case.put(two_party_call()) for _ in range(5)}
+    listed = case.uuids()
+    must(saved <= {*listed}, f"list_uuids named {len(saved & {*listed})} of 5 vCons that were saved")
+    must(listed == sorted({*listed}), "list_uuids must name each vCon once, in the order of the UUIDs as text")
+    middle = sorted(saved)[2]
+    must(case.uuids(middle) == [uuid for uuid in listed if uuid > middle], "list_uuids must go on behind *after*")
+    if case.storage.delete is not None:
+        case.delete(middle)
+        must(middle not in case.uuids(), "list_uuids named a vCon that was deleted")
 
 
 def unicode(case: Case) -> None:

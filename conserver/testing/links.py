@@ -13,7 +13,8 @@ from typing import Any
 from conserver.ambient import Work, working
 from conserver.components import load_link
 from conserver.config import LinkConfig
-from conserver.testing.calls import difference, throwaway_store, two_party_call, uuid_of
+from conserver.differences import difference
+from conserver.testing.calls import throwaway_store, two_party_call, uuid_of
 from conserver.vcon import Vcon
 
 Given = str | os.PathLike[str] | Mapping[str, Any] | Vcon | None

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, TypeVar
 
+from conserver.differences import short
 from conserver.errors import StorageError
-from conserver.testing.calls import short, two_party_call, uuid_of
+from conserver.testing.calls import two_party_call, uuid_of
 from conserver.testing.case import Backend, Case, must
 from conserver.vcon import Vcon
 
@@ -28,8 +29,9 @@ def refuses(case: Case) -> None:
     for name, call in (("get", case.get), ("delete", case.delete)):
         if getattr(case.storage, name) is not None:
             _must_fail(case, name, partial(call, uuid))
-    if case.storage.ping is not None:
-        _must_fail(case, "ping", case.ping)
+    for name, ask in (("ping", case.ping), ("list_uuids", case.uuids)):
+        if getattr(case.storage, name) is not None:
+            _must_fail(case, name, ask)
 
 
 def ping_tells(case: Case) -> None:

@@ -13,8 +13,9 @@ from conserver.testing import documents, outages
 from conserver.testing.calls import throwaway_store
 from conserver.testing.case import Backend, Case
 
-__all__ = ["DATA_RULES", "STORAGE_RULES", "UNREACHABLE", "Backend", "Case", "storage_contract"]
+__all__ = ["DATA_RULES", "LIST_RULES", "STORAGE_RULES", "UNREACHABLE", "Backend", "Case", "storage_contract"]
 
+_OPTIONAL = ("get", "delete", "ping", "list_uuids")
 UNREACHABLE = "a server that is not there is a StorageError, soon and without secrets"
 
 #: What a rule needs beside `save`: functions of the storage, and things that the caller gives.
@@ -38,6 +39,9 @@ _DATA: dict[str, tuple[tuple[str, ...], Callable[[Case], None]]] = {
     "16 threads may save one vCon at once": (("get",), documents.one_at_once),
     "ping says that it works": (("ping",), Case.ping),
 }
+_LIST: dict[str, tuple[tuple[str, ...], Callable[[Case], None]]] = {
+    "list_uuids names what is there, in order": (("list_uuids",), documents.lists),
+}
 _OUTAGES: dict[str, tuple[tuple[str, ...], Callable[[Case], None]]] = {
     UNREACHABLE: (("unreachable",), outages.refuses),
     "wrong credentials are a StorageError, soon and without secrets": (("denied",), outages.refuses),
@@ -45,11 +49,13 @@ _OUTAGES: dict[str, tuple[tuple[str, ...], Callable[[Case], None]]] = {
     "ping tells a server that is away, and one that is back": (("backend", "ping"), outages.ping_tells),
     "a server that is killed in the middle of saves and comes back loses nothing": (("backend",), outages.killed),
 }
-_RULES = _DATA | _OUTAGES
+_RULES = _DATA | _OUTAGES | _LIST
 DATA_RULES = tuple(_DATA)
 """The rules about what a storage holds, which need nothing but its options."""
-STORAGE_RULES = tuple(_RULES)
-"""All rules; those about a server that is away need to be given one."""
+STORAGE_RULES = (*_DATA, *_OUTAGES)
+"""All rules but LIST_RULES; those about a server that is away need to be given one."""
+LIST_RULES = tuple(_LIST)
+"""The rules about `list_uuids`, which few storages have."""
 
 
 def storage_contract(
@@ -66,12 +72,12 @@ def storage_contract(
 ) -> list[str]:
     """Check a storage against what every storage must do, and return the rules that were checked.
 
-    AssertionError names the rule that does not hold. *rules* picks some of STORAGE_RULES. Rules about `get`, `delete`
-    and `ping` are passed over where the module lacks them, and so are those about trouble for which nothing is given:
-    *unreachable*, *denied* and *slow* are options, over the others, that lead to a server which is not there, refuses
-    the credentials, or takes the connection and says nothing. *backend* is the server itself, to be stopped and
-    started again. Whatever cannot be done must then be a StorageError within *timeout_secs*, and no message may hold
-    one of *secrets*; within *timeout_secs* of its start a server must be used again.
+    AssertionError names the rule that does not hold. *rules* picks some of them. Rules about `get`, `delete`,
+    `ping` and `list_uuids` are passed over where the module lacks them, and so are those about trouble for which
+    nothing is given: *unreachable*, *denied* and *slow* are options, over the others, that lead to a server which is
+    not there, refuses the credentials, or takes the connection and says nothing. *backend* is the server itself, to be
+    stopped and started again. Whatever cannot be done must then be a StorageError within *timeout_secs*, and no message
+    may hold one of *secrets*; within *timeout_secs* of its start a server must be used again.
     """
     name = module if isinstance(module, str) else module.__name__
     bound = partial(StorageConfig, name="storage", module=name)
@@ -83,9 +89,9 @@ def storage_contract(
 
     case = case_of({})
     trouble = {"unreachable": unreachable, "denied": denied, "slow": slow}
-    given = trouble | {"backend": backend} | {need: getattr(case.storage, need) for need in ("get", "delete", "ping")}
+    given = trouble | {"backend": backend} | {need: getattr(case.storage, need) for need in _OPTIONAL}
     checked = []
-    for rule in STORAGE_RULES if rules is None else rules:
+    for rule in _RULES if rules is None else rules:
         needs, check = _RULES[rule]
         if any(given[need] is None for need in needs):
             continue

@@ -1,7 +1,7 @@
 """A fake of MongoDB: a process that speaks its wire protocol, as far as storages.mongo needs it.
 
-It knows hello, ping, find, update with whole documents, and delete, each by `_id`, and logins with the mechanism PLAIN.
-Documents are files in a folder, so they are still there after a kill.
+It knows hello, ping, find, update with whole documents, and delete, each by `_id`, lists of ids, and logins with the
+mechanism PLAIN. Documents are files in a folder, so they are still there after a kill.
 """
 
 from __future__ import annotations
@@ -126,10 +126,15 @@ class _Handler(socketserver.StreamRequestHandler):
         return {"ok": 0.0, "code": 59, "codeName": "CommandNotFound", "errmsg": f"no such command: {name}"}
 
     def _find(self, command: dict[str, Any], collection: str) -> dict[str, Any]:
-        try:
-            found = [decode(_file(self.folder, collection, command["filter"]["_id"]).read_bytes())]
-        except FileNotFoundError:
-            found = []
+        wanted = command["filter"]["_id"]
+        if isinstance(wanted, dict):
+            # The ids alone, in order; nothing else is asked for.
+            assert (command["sort"], command["projection"]) == ({"_id": 1}, {"_id": 1})
+            ids = sorted(file.stem.removeprefix(f"{collection}-") for file in self.folder.glob(f"{collection}-*.bson"))
+            found = [{"_id": one} for one in ids if one > wanted["$gt"]][: command["limit"]]
+        else:
+            file = _file(self.folder, collection, wanted)
+            found = [decode(file.read_bytes())] if file.exists() else []
         return {"cursor": {"firstBatch": found, "id": 0, "ns": f"{command['$db']}.{collection}"}}
 
     def _update(self, command: dict[str, Any], collection: str) -> dict[str, Any]:

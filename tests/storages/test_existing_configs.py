@@ -52,7 +52,10 @@ RETRIES = {"timeout": 30, "transient_retries": 3, "transient_backoff_base_s": 0.
         ("chatgpt_files", {**OPENAI, "purpose": "assistants"}),
         ("dataverse", DATAVERSE),
         ("dataverse", {**DATAVERSE, **ENTITY}),
-        ("elasticsearch", {**SEARCH, "url": "https://h:9200", "username": "elastic", "password": "x", "index_prefix": ""}),
+        (
+            "elasticsearch",
+            {**SEARCH, "url": "https://h:9200", "username": "elastic", "password": "x", "index_prefix": ""},
+        ),
         ("elasticsearch", CLOUD),
         ("spaceandtime", {**WAREHOUSE, "authenticate": True, "auto_reconnect": True}),
         ("utopia", {"kb_id": "a", "email": "b", "password": "c"}),

@@ -361,3 +361,27 @@ def test_a_place_that_cannot_be_written_is_told(save, tmp_path):
     with pytest.raises(StorageError, match="database or disk is full; make room on that disk"):
         save(call)
     assert sqlite.get(UUID, opts) is None
+
+
+def test_a_save_that_is_written_does_not_wait_for_the_next_ones(save):
+    """Only one of those that wait has to get hold of the file, and the others return when it has written them."""
+    file = sqlite._file(save())
+    all_wait, lock = threading.Event(), threading.Lock()
+
+    class TakenAgain:
+        """A lock that somebody else has as soon as it is free."""
+
+        def __enter__(self):
+            all_wait.wait(10)
+            assert lock.acquire(timeout=0.5), "it waits although it is written"
+
+        def __exit__(self, *_):
+            pass
+
+    file._writing = TakenAgain()
+    with ThreadPoolExecutor(3) as threads:
+        running = [threads.submit(save) for _ in range(3)]
+        wait_until(lambda: len(file._waiting) == 3)
+        all_wait.set()
+
+        assert [one.exception(30) for one in running] == [None, None, None]
