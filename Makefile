@@ -32,7 +32,7 @@ test: ## run the tests (WORKERS=2 processes)
 	@$(BIN)/python -m pytest -n $(WORKERS)
 
 test-long: ## run the tests that take minutes, too
-	$(call set_up,test)
+	$(call set_up,test-long)
 	@$(BIN)/python -m pytest -n $(WORKERS) -m "long or not long"
 
 faults: ## kill, stop, cut off and starve everything, and prove that no vCon is lost

@@ -16,6 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # redis needs it before Python 3.11.3, which is what Debian 12 has and pip's resolution on a newer 3.11 does not show.
 ALSO = ["async-timeout"]
+# Has no wheel, and needs no compiler either.
+SOURCE_ONLY = "nkeys"
 HEADER = """\
 # The versions that are installed and tested: pip install -c constraints.txt .
 # Written by `make lock`, from the resolution of Python {pythons} with all extras.
@@ -50,8 +52,8 @@ def resolve(version: str) -> dict[str, str]:
         subprocess.run(
             [
                 *(f"{folder}/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
-                *("--dry-run", "--ignore-installed", "--only-binary", ":all:", "--report", str(report)),
-                *(f"{ROOT}[test,dev]", *ALSO),
+                *("--dry-run", "--ignore-installed", "--only-binary", ":all:", "--no-binary", SOURCE_ONLY, "--report", str(report)),
+                *(f"{ROOT}[test-long,transformers,whisper,dev]", *ALSO),
             ],
             check=True,
         )

@@ -26,6 +26,22 @@ ENTITY = {
 OPENAI = {"organization_key": "org-1", "project_key": "proj_1", "api_key": "sk-1", "vector_store_id": "vs_1"}
 SEARCH = {"name": "elasticsearch", "cloud_id": "", "api_key": "", "index": "vcon_index", "ca_certs": None}
 CLOUD = {"cloud_id": "calls:ZXUuY2xvdWQuZXhhbXBsZSRhMWIyJGMzZDQ=", "api_key": "x"}
+VECTORS = {
+    "host": "localhost",
+    "port": "19530",
+    "collection_name": "vcons",
+    "embedding_model": "text-embedding-3-small",
+    "embedding_dim": 1536,
+    "api_key": "x",
+    "organization": None,
+    "create_collection_if_missing": True,
+    "skip_if_exists": True,
+    "index_type": "IVF_FLAT",
+    "metric_type": "L2",
+    "nlist": 128,
+    "m": 16,
+    "ef_construction": 200,
+}
 WAREHOUSE = {"name": "spaceandtime", "api_key": "k", "table_name": "vcons", "write_biscuit": "b", "read_biscuit": ""}
 RETRIES = {"timeout": 30, "transient_retries": 3, "transient_backoff_base_s": 0.5}
 
@@ -57,6 +73,8 @@ RETRIES = {"timeout": 30, "transient_retries": 3, "transient_backoff_base_s": 0.
             {**SEARCH, "url": "https://h:9200", "username": "elastic", "password": "x", "index_prefix": ""},
         ),
         ("elasticsearch", CLOUD),
+        # Its package is large, and only there for the tests that take long.
+        pytest.param("milvus", VECTORS, marks=pytest.mark.long),
         ("spaceandtime", {**WAREHOUSE, "authenticate": True, "auto_reconnect": True}),
         ("utopia", {"kb_id": "a", "email": "b", "password": "c"}),
         ("utopia", {"base_url": "http://h", "kb_id": "a", "email": "b", "password": "c", **RETRIES}),
