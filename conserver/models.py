@@ -17,17 +17,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, Field, SecretStr, field_validator, model_validator
 
 from conserver import outbound, telemetry
 from conserver.answers import Parsed as Parsed  # for links, which import `models` alone
 from conserver.answers import parsed as parsed
 from conserver.errors import ConfigError, OutboundError, OutboundStatus
 from conserver.outbound import Backoff, Limits, Retryable
+from conserver.usage import UsageOptions, plain_key, report_units
 
 if TYPE_CHECKING:
     import openai
@@ -61,25 +61,6 @@ _HOSTS = {
     **{"openai.com": "openai", "openai.azure.com": "azure", "anthropic.com": "anthropic"},
     **{"googleapis.com": "google", "mistral.ai": "mistral", "cohere.com": "cohere", "groq.com": "groq"},
 }
-
-
-class UsageOptions(BaseModel):
-    """Where to report what a call to a paid service cost."""
-
-    model_config = ConfigDict(populate_by_name=True, hide_input_in_errors=True)
-
-    send_ai_usage_data_to_url: str = Field(default="", description="Where to POST what each call cost.")
-    ai_usage_api_token: SecretStr = Field(default=_NO_SECRET, description="Bearer token for that.")
-
-    @field_validator("send_ai_usage_data_to_url", mode="before")
-    @classmethod
-    def _null_is_nowhere(cls, value: Any) -> Any:
-        return "" if value is None else value
-
-    @field_validator("ai_usage_api_token", mode="before")
-    @classmethod
-    def _null_is_no_token(cls, value: Any) -> Any:
-        return plain_key(value)
 
 
 class ModelOptions(UsageOptions):
@@ -143,12 +124,6 @@ class ModelOptions(UsageOptions):
                 "or AZURE_OPENAI_ENDPOINT and AZURE_OPENAI_API_KEY"
             )
         return self
-
-
-def plain_key(value: Any) -> Any:
-    """Return what an option for a key was given as: stripped, and empty for null; for validators of options."""
-    # A line break at the end is what keys get on their way through files and environment variables.
-    return value.strip() if isinstance(value, str) else _NO_SECRET if value is None else value
 
 
 @dataclass(frozen=True)
@@ -277,56 +252,6 @@ def report_usage(options: ModelOptions, result: ChatResult, *, vcon_uuid: str, s
     """POST the number of tokens that an answer cost; see `report_units`."""
     cost = {"input_units": result.input_tokens, "output_units": result.output_tokens}
     report_units(options, model=options.model, unit_type="tokens", **cost, vcon_uuid=vcon_uuid, sub_type=sub_type)
-
-
-def report_units(
-    options: UsageOptions,
-    *,
-    model: str,
-    unit_type: str,
-    input_units: float,
-    output_units: float,
-    vcon_uuid: str,
-    sub_type: str,
-) -> None:
-    """POST what a call cost. A report that fails is logged and forgotten: the answer is paid for, and is kept."""
-    if not options.send_ai_usage_data_to_url:
-        return
-    report = {
-        "created_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "record_id": vcon_uuid,
-        "type": "VCON_PROCESSING",
-        "sub_type": sub_type,
-        "unit_type": unit_type,
-        "input_units": input_units,
-        "output_units": output_units,
-        "ai_model": model,
-    }
-    token = options.ai_usage_api_token.get_secret_value()
-    try:
-        outbound.request(
-            "POST",
-            options.send_ai_usage_data_to_url,
-            trusted=True,
-            headers={
-                "Content-Type": "application/json",
-                **({"Authorization": f"Bearer {token}"} if token else {}),
-            },
-            body=json.dumps(report).encode(),
-            limits=Limits(total_secs=30.0),
-        )
-    except OutboundError as error:
-        log.warning("the usage of a model call is not reported: %s", error)
-
-
-def safe_options(options: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that may be logged or stored in a vCon: all but those that may be secret, by name."""
-    values = options.model_dump(mode="json") if isinstance(options, BaseModel) else options
-    return {
-        name: safe_options(value) if isinstance(value, Mapping) else value
-        for name, value in values.items()
-        if not outbound.is_sensitive(name) and name != "send_ai_usage_data_to_url"
-    }
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from conserver import StorageError, Vcon, outbound, vcons
 from conserver.errors import OutboundError, OutboundStatus
-from conserver.models import plain_key
 from conserver.outbound import Limits
+from conserver.usage import plain_key
 
 _COLUMNS = ("UUID", "VCON", "CREATED_AT", "SUBJECT", "VCON_JSON")
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)?", re.ASCII)
@@ -213,7 +213,7 @@ def _rows(statement: str, opts: Options) -> list[dict[str, Any]]:
             "apikey": opts.api_key.get_secret_value(),
         },
         body=json.dumps(asked).encode(),
-        limits=Limits(connect_secs=min(5.0, opts.timeout), read_secs=opts.timeout, total_secs=opts.timeout),
+        limits=Limits.within(opts.timeout),
         repeatable=True,  # a second UPDATE or DELETE changes nothing more, and a second INSERT is refused
         quote_answer=False,  # it may repeat the statement, and with it the vCon
     )

@@ -21,6 +21,7 @@ FOR_AUTHORS = {
     "pools",
     "scitt",
     "telemetry",
+    "usage",
     "webhooks",
 }
 

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ValidationError
 
 from conserver import models, outbound, telemetry
 from conserver.errors import ConfigError, OutboundError, OutboundStatus
-from conserver.models import ModelOptions, chat, safe_options, vendor_of
+from conserver.models import ModelOptions, chat, vendor_of
+from conserver.usage import safe_options
 from tests.fakes import model_server
 from tests.fakes.model_server import ModelServer
 

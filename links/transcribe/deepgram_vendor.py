@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from conserver import media, models, outbound, telemetry
+from conserver import media, outbound, telemetry, usage
 from conserver.errors import OutboundError
 
 from .service import ServiceOptions, Transcript, ask, multipart, text_of
@@ -41,7 +41,7 @@ class DeepgramOptions(ServiceOptions):
     @field_validator("DEEPGRAM_KEY", "LITELLM_MASTER_KEY", mode="before")
     @classmethod
     def _without_line_breaks(cls, value: Any) -> Any:
-        return models.plain_key(value)
+        return usage.plain_key(value)
 
     @field_validator("LITELLM_PROXY_URL", "api", mode="before")
     @classmethod
@@ -63,7 +63,7 @@ class DeepgramOptions(ServiceOptions):
 def transcribe(dialog: dict[str, Any], opts: DeepgramOptions, *, vcon_uuid: str, link_name: str) -> list[Transcript]:
     """Return the transcript of a dialog, or nothing when Deepgram is not sure enough of it."""
     body, model, seconds = _by_proxy(dialog, opts) if opts.proxied else _directly(dialog, opts)
-    models.report_units(
+    usage.report_units(
         opts,
         model=model,
         unit_type="seconds",

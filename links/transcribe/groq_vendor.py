@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from conserver import media, models
+from conserver import media, usage
 
 from .service import ServiceOptions, Transcript, ask, multipart, text_of
 
@@ -35,7 +35,7 @@ class GroqOptions(ServiceOptions):
     @field_validator("API_KEY", mode="before")
     @classmethod
     def _without_line_breaks(cls, value: Any) -> Any:
-        return models.plain_key(value)
+        return usage.plain_key(value)
 
     @model_validator(mode="after")
     def _has_a_key(self) -> "GroqOptions":
@@ -56,7 +56,7 @@ def transcribe(dialog: dict[str, Any], opts: GroqOptions, *, vcon_uuid: str, lin
         answer = ask(opts, url, headers, form)
         seconds = answer.get("duration", audio.duration)
     text_of(answer, url)
-    models.report_units(
+    usage.report_units(
         opts,
         model=opts.model,
         unit_type="seconds",

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, SecretStr, field_validator
 
-from conserver import media, models, outbound
+from conserver import media, outbound, usage
 
 from .service import ServiceOptions, Transcript, ask, text_of
 
@@ -28,7 +28,7 @@ class HuggingFaceOptions(ServiceOptions):
     @field_validator("API_KEY", mode="before")
     @classmethod
     def _without_the_scheme(cls, value: Any) -> Any:
-        value = models.plain_key(value)
+        value = usage.plain_key(value)
         return value[7:].strip() if isinstance(value, str) and value.lower().startswith("bearer ") else value
 
 
@@ -43,7 +43,7 @@ def transcribe(dialog: dict[str, Any], opts: HuggingFaceOptions, *, vcon_uuid: s
         answer = ask(opts, opts.API_URL, headers, outbound.Upload(audio.file))
         seconds = audio.duration or 0
     text_of(answer, opts.API_URL)
-    models.report_units(
+    usage.report_units(
         opts,
         model="hugging_face_whisper",
         unit_type="seconds",

@@ -97,17 +97,17 @@ def _where(opts: OpenaiOptions) -> tuple[str, dict[str, str]]:
     return f"{base}/audio/transcriptions", headers
 
 
-def _account(usage: Any, opts: OpenaiOptions, vcon_uuid: str) -> None:
+def _account(used: Any, opts: OpenaiOptions, vcon_uuid: str) -> None:
     """Count and report what one call cost; models are paid by tokens or by seconds."""
-    usage = usage if isinstance(usage, dict) else {}
-    if usage.get("type") == "duration":
-        unit, spent, made = "seconds", usage.get("seconds"), 0
+    used = used if isinstance(used, dict) else {}
+    if used.get("type") == "duration":
+        unit, spent, made = "seconds", used.get("seconds"), 0
     else:
-        unit, spent, made = "tokens", usage.get("input_tokens"), usage.get("output_tokens")
+        unit, spent, made = "tokens", used.get("input_tokens"), used.get("output_tokens")
     given, got = (value if isinstance(value, int | float) and value > 0 else 0 for value in (spent, made))
     if unit == "tokens":
         models.count_tokens(opts, models.ChatResult("", int(given), int(got)))
-    models.report_units(
+    usage.report_units(
         opts,
         model=opts.model,
         unit_type=unit,

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from conserver import media, models, outbound
+from conserver import media, outbound, usage
 from conserver.errors import OutboundError, OutboundStatus
 
 
@@ -29,7 +29,7 @@ class AudioOptions(BaseModel):
         )
 
 
-class ServiceOptions(AudioOptions, models.UsageOptions):
+class ServiceOptions(AudioOptions, usage.UsageOptions):
     """How a service is called that is not OpenAI's."""
 
     timeout: float = Field(default=300.0, gt=0, description="Seconds for one call, up to the last byte.")
@@ -119,7 +119,7 @@ def multipart(fields: dict[str, str], file: BinaryIO, filename: str, mediatype: 
 
 def shown(options: Any) -> dict[str, Any]:
     """Return the options that may stand in a vCon: those that are set, and of URLs the host alone."""
-    return _shown(models.safe_options(options))
+    return _shown(usage.safe_options(options))
 
 
 def _shown(values: dict[str, Any]) -> dict[str, Any]:

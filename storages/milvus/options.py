@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, ConfigDict, Field, SecretStr, field_validator
 
-from conserver import models
+from conserver import models, usage
 
 
 class Options(models.ModelOptions):
@@ -51,7 +51,7 @@ class Options(models.ModelOptions):
     @field_validator("token", mode="before")
     @classmethod
     def _null_is_no_token(cls, value: Any) -> Any:
-        return models.plain_key(value)
+        return usage.plain_key(value)
 
     @field_validator("host")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import SecretStr
 
-from conserver.models import UsageOptions, report_units
+from conserver.usage import UsageOptions, report_units
 
 
 def send_ai_usage_data_for_tracking(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conserver.models import safe_options as safe_opts
 from conserver.outbound import is_sensitive as is_sensitive_name
+from conserver.usage import safe_options as safe_opts
 
 __all__ = ["is_sensitive_name", "safe_opts"]
