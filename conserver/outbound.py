@@ -30,6 +30,7 @@ from typing import Any, BinaryIO, TypeVar
 import httpx
 import tenacity
 
+from conserver.deadline import secs_left
 from conserver.errors import OutboundError, OutboundRefused, OutboundStatus, OutboundTooLarge
 from conserver.outbound_policy import OutboundPolicy, configure, in_force
 from conserver.outbound_wire import Limits, Upload, close_connections, origin, send
@@ -90,6 +91,7 @@ class Backoff:
             state.attempt_number >= self.attempts
             or state.upcoming_sleep > self.max_wait_secs
             or (state.seconds_since_start or 0.0) + state.upcoming_sleep > self.total_secs
+            or state.upcoming_sleep > secs_left()
         )
 
 
@@ -195,7 +197,11 @@ def retrying(target: str, attempt: Callable[[], T], backoff: Backoff) -> T:
 
     The last Retryable then becomes an OutboundStatus or OutboundError. When ten calls in a row to one target have ended
     so, further ones fail at once for thirty seconds; after that, one call finds out whether it is back.
+
+    No attempt begins after the deadline of the thread; OutboundError as well.
     """
+    if secs_left() <= 0:
+        raise OutboundError(f"{target}: not asked, since the time of the whole call is over")
     _breakers.check(target)
     attempts = 0
 

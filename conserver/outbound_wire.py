@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import httpcore
 import httpx
 
+from conserver.deadline import thread_deadline
 from conserver.errors import OutboundError, OutboundRefused, OutboundTooLarge
 from conserver.outbound_policy import OutboundPolicy
 
@@ -39,6 +40,11 @@ class Limits:
     total_secs: float = 60.0
     max_bytes: int = 64 * 1024 * 1024
     max_redirects: int = 5
+
+    @classmethod
+    def within(cls, secs: float, *, max_bytes: int = max_bytes) -> Limits:
+        """Return the limits of a request that may take so long, whatever takes the time."""
+        return cls(connect_secs=min(cls.connect_secs, secs), read_secs=secs, total_secs=secs, max_bytes=max_bytes)
 
 
 class Upload:
@@ -97,7 +103,7 @@ def send(
             }
         },
     )
-    _time.deadline = deadline
+    _time.deadline = min(deadline, thread_deadline())
     try:
         answer = _pool(policy, _proxy_for(url) if policy is None else None, ca_file).handle_request(core)
         try:

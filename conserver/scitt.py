@@ -24,6 +24,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from conserver import cose, outbound, receipts
+from conserver.deadline import thread_deadline
 from conserver.errors import ConfigError, OutboundError, OutboundStatus
 from conserver.outbound import ONCE, Answer, Backoff, Limits
 
@@ -232,7 +233,7 @@ def _request(options: ScittOptions, method: str, url: str, *, body: bytes = b"",
 
 def _poll(options: ScittOptions, url: str) -> Entry:
     """Ask until the statement is registered; a 200 holds the receipt, or the id of the entry that has it."""
-    deadline = time.monotonic() + options.poll_secs
+    deadline = min(time.monotonic() + options.poll_secs, thread_deadline())
     while True:
         why, pause = "it is still running", options.poll_every_secs
         try:

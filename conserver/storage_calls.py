@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from conserver import deadline
 from conserver.components import Storage
 from conserver.errors import StorageError
 from conserver.reasons import describe
 
 #: Calls of one storage that may be under way while one of them is over its time.
 MOST_HANGING = 4
+FIRST_TRY_SECS = 30.0
 
 #: By the identity of the storage, which its calls keep alive: when the time of each call that has not ended is over.
 _under_way: dict[int, dict[object, float]] = {}
@@ -26,7 +28,11 @@ _lock = threading.Lock()
 
 @contextmanager
 def under_way(storage: Storage, timeout_secs: float) -> Iterator[None]:
-    """Count what the block does as a call of *storage*; StorageError, and no call, if it hangs."""
+    """Count what the block does as a call of *storage*; StorageError, and no call, if it hangs.
+
+    What the block asks of others over `outbound` ends with its time: nobody waits for it any more, and what it still
+    wrote could be older than what another call has written since.
+    """
     call = object()
     with _lock:
         now = time.monotonic()
@@ -36,7 +42,8 @@ def under_way(storage: Storage, timeout_secs: float) -> Iterator[None]:
     try:
         if hangs:
             raise StorageError(f"calls of it have not ended within {timeout_secs:g} s; it was not asked")
-        yield
+        with deadline.until(now + timeout_secs):
+            yield
     finally:
         with _lock:
             del calls[call]

@@ -43,7 +43,7 @@ from conserver.services import Services
 from conserver.settings import Settings
 from conserver.store import VconStore
 from conserver.vitals import Vitals
-from conserver.worker import MAX_ABANDONED
+from conserver.worker import slots_for
 from conserver.workload import chains_of
 
 log = logging.getLogger(__name__)
@@ -287,8 +287,7 @@ class Supervisor:
     def _start(self, *, quarantine: bool) -> None:
         name = f"{self.host}:{next(self._numbers)}"
         threads = 1 if quarantine else self.settings.concurrency
-        # An abandoned run keeps its slot until its thread comes back.
-        board = Board(MAX_ABANDONED + 3 * threads, _context)
+        board = Board(slots_for(threads), _context)
         ours, theirs = _context.Pipe()
         spec = Spec(name, self.url, self.settings, self.config, board.memory, board.slots, quarantine)
         process = _context.Process(target=main, args=(spec, theirs), name=name, daemon=False)

@@ -54,6 +54,12 @@ LOAD_AGAIN_SECS = 10.0
 QUARANTINE_IDLE_SECS = 3.0
 
 
+def slots_for(threads: int) -> int:
+    """Return how many slots of the board a worker with so many threads may need."""
+    # An abandoned run keeps its slot until its thread comes back.
+    return MAX_ABANDONED + 3 * threads
+
+
 class Worker:
     """The state of one worker process. All methods but `_work` run on the one protocol thread."""
 

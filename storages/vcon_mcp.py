@@ -117,7 +117,7 @@ def _request(method: str, path: str, opts: Options, backoff: Backoff, *, body: b
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if key := opts.api_key.get_secret_value():
         headers["Authorization"] = f"Bearer {key}"
-    limits = Limits(connect_secs=min(5.0, opts.timeout), read_secs=opts.timeout, total_secs=opts.timeout)
+    limits = Limits.within(opts.timeout)
     return outbound.request(
         method, opts.base_url + path, trusted=True, headers=headers, body=body, limits=limits, backoff=backoff
     )

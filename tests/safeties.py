@@ -723,6 +723,13 @@ MUTANTS = (
         "if False:",
     ),
     _mutant(
+        "late-storage-sends-nothing",
+        "storage_calls.py",
+        "test_chain_storages.py::test_a_storage_that_is_late_sends_nothing_more",
+        "with deadline.until(now + timeout_secs):",
+        "if True:",
+    ),
+    _mutant(
         "deleted-while-saved",
         "chain.py",
         "test_worker.py::test_what_is_deleted_while_storages_save_is_in_none_of_them",

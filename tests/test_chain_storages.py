@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from conserver import StorageError, push, vcons
+from conserver import StorageError, deadline, outbound, push, vcons
 from conserver.components import Storage
 from conserver.config import Retry
 from conserver.errors import ClaimLost
 from conserver.settings import Settings
 from conserver.store import digest
+from tests.fakes.http_server import HttpServer
 from tests.runs import A, Host, goes_on, link, storage
 from tests.waiting import wait_until
 
@@ -176,6 +177,56 @@ def test_a_storage_that_ends_late_keeps_the_copy_in_redis(redis: Redis, parallel
     wait.set()
 
     wait_until(lambda: redis.ttl(f"vcon:{A}") == -1)
+
+
+def test_a_storage_that_is_late_sends_nothing_more(parallel: Host, caplog: pytest.LogCaptureFixture) -> None:
+    """What it wrote now could take the place of a newer version."""
+    wait = threading.Event()
+    with HttpServer(lambda exchange: exchange.answer(200)) as server:
+
+        def save(uuid: str) -> None:
+            wait.wait(10)
+            wait_until(lambda: deadline.secs_left() < 0)
+            outbound.request("PUT", server.url, trusted=True)
+
+        parallel.run(parallel.chain([], [storage(save, "late", timeout=0.05), storage(lambda uuid: None, "good")]))
+        wait.set()
+        wait_until(lambda: "storage 'late' ended late" in caplog.text)
+
+    assert server.requests == []
+    assert "not asked, since the time of the whole call is over" in caplog.text
+
+
+def test_a_run_that_was_given_up_keeps_the_copy_in_redis(redis: Redis, server_url: str) -> None:
+    """The same for a storage that is saved to by itself: what it writes late may be older than what it has by then."""
+    host = Host(redis, server_url, Settings(parallel_storage=False))
+    seen, wait = threading.Event(), threading.Event()
+    run = host.begin(host.chain([], [storage(lambda uuid: (seen.set(), wait.wait(10)), "late", timeout=3.0)]))
+    thread = threading.Thread(target=run.chain.run, args=(run,), daemon=True)
+    thread.start()
+    assert seen.wait(10)
+    run.abandoned = True
+    redis.expire(f"vcon:{A}", 60)
+    wait.set()
+    thread.join(10)
+
+    assert redis.ttl(f"vcon:{A}") == -1
+
+
+def test_a_copy_that_expires_while_storages_save_is_not_taken_back(redis: Redis, host: Host) -> None:
+    """Nobody has deleted the vCon: they have the only one that is left, and it goes on."""
+    kept: set[str] = set()
+
+    def save(uuid: str) -> None:
+        kept.add(uuid)
+        redis.delete(f"vcon:{uuid}")
+
+    storages = [storage(save, "a", delete=lambda uuid, opts: kept.discard(uuid)), storage(fails, "b")]
+    outcome = host.run(host.chain([], storages))
+
+    assert kept == {A}
+    assert (outcome.kind, outcome.version) == ("delivered", "")
+    assert outcome.storage_errors == {"b": "the bucket is gone"}
 
 
 def overdue(host: Host, late: Storage, seen: threading.Event) -> Any:

@@ -20,7 +20,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from conserver import outbound, outbound_wire
+from conserver import deadline, outbound, outbound_wire
 from conserver.errors import OutboundError, OutboundRefused, OutboundStatus
 from conserver.outbound import Backoff, Limits, OutboundPolicy
 from tests.fakes.http_server import Exchange, HttpServer
@@ -565,6 +565,42 @@ def test_the_time_of_all_attempts_is_bounded(waits: list[float]) -> None:
     backoff = Backoff(attempts=9, wait_secs=4, max_wait_secs=10, total_secs=1)
     with server, pytest.raises(OutboundStatus):
         outbound.request("GET", server.url, trusted=True, backoff=backoff)
+
+    assert len(server.requests) == 1
+
+
+def test_an_exchange_ends_when_the_whole_call_does() -> None:
+    """Whatever its own limits are; calls that come later have their own time again."""
+    with HttpServer(lambda exchange: exchange.pause(30) or None) as server:
+        started = time.monotonic()
+        with deadline.until(started + 0.3), deadline.until(started + 60), pytest.raises(OutboundError, match="in time"):
+            outbound.request("GET", server.url, trusted=True)
+        took = time.monotonic() - started
+    with HttpServer(hello) as server:
+        answer = outbound.request("GET", server.url, trusted=True)
+
+    assert (took < 3, answer.body) == (True, b"hello")
+
+
+def test_no_attempt_begins_after_the_end_of_the_whole_call(waits: list[float]) -> None:
+    """What failed in time is not tried again too late."""
+    _, server = answers(*[503] * 9)
+    with server, deadline.until(time.monotonic() + 60), pytest.raises(OutboundStatus, match=r"answered 503$"):
+        outbound.request(
+            "GET", server.url, trusted=True, backoff=Backoff(wait_secs=300, max_wait_secs=600, total_secs=900)
+        )
+
+    assert (waits, len(server.requests)) == ([], 1)
+
+
+def test_nothing_is_asked_once_the_whole_call_is_over() -> None:
+    """Nor does it count as a failure of the other side."""
+    with HttpServer(hello) as server:
+        with deadline.until(time.monotonic()):
+            for _ in range(20):
+                with pytest.raises(OutboundError, match="not asked, since the time of the whole call is over"):
+                    outbound.request("GET", server.url, trusted=True)
+        outbound.request("GET", server.url, trusted=True)
 
     assert len(server.requests) == 1
 

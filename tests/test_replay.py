@@ -12,7 +12,7 @@ from redis import Redis
 
 from conserver import vcons
 from conserver.components import Storage
-from conserver.errors import StorageError
+from conserver.errors import ServerError, StorageError
 from conserver.queue import Queue
 from conserver.replay import MOST_AT_ONCE, Replay, ReplayRuns
 from conserver.settings import Settings
@@ -239,3 +239,132 @@ def test_a_copy_expires_once_no_storage_lacks_it(setup: Setup) -> None:
     lives = [setup.redis.ttl(f"vcon:{uuid}") for uuid in (kept, lacking, one_way)]
     assert 0 < lives[0] <= 3600
     assert lives[1:] == [-1, -1]
+
+
+def test_a_copy_that_expires_while_it_is_saved_undoes_nothing(setup: Setup) -> None:
+    """Nobody has deleted the vCon, and this may be the only place that has it now."""
+    uuid = setup.vcon()
+    setup.bury(uuid)
+    held: set[str] = set()
+
+    def save(uuid: str, options: Any) -> None:
+        held.add(uuid)
+        setup.redis.delete(f"vcon:{uuid}")
+
+    done = setup.replay(save, delete=lambda uuid, options: held.discard(uuid))
+
+    assert (done.saved, done.missing, done.left, held) == (1, [], 0, {uuid})
+
+
+def test_what_a_save_that_was_cut_off_has_left_of_a_deleted_vcon_is_deleted(setup: Setup) -> None:
+    """It may have come to its end after the vCon was deleted there; until the entry is dropped, that is looked after."""
+    uuid = setup.vcon()
+    setup.bury(uuid)
+    setup.store.delete(uuid)
+    held = {uuid}
+    done = setup.replay(delete=lambda uuid, options: held.discard(uuid))
+
+    assert (done.missing, held) == ([uuid], set())
+
+
+def test_a_death_when_the_entry_is_dropped_leaves_no_copy_for_ever(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else would let it expire."""
+    uuid = setup.vcon()
+    setup.bury(uuid)
+    drop = Queue.drop
+
+    def die(*args: Any, **more: Any) -> bool:
+        drop(*args, **more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Queue, "drop", die)
+    with pytest.raises(KeyboardInterrupt):
+        setup.replay(get=lambda uuid, options: None)
+
+    assert setup.left() == []
+    assert setup.redis.ttl(f"vcon:{uuid}") > 0
+
+
+def test_the_last_of_two_replays_lets_it_expire(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the other storage gets the vCon just before the entry of this one is dropped."""
+    uuid = setup.vcon()
+    setup.bury(uuid)
+    setup.redis.hset("conserver:{DLQ:storage:other}:dead", uuid, '{"n":1}')
+    drop = Queue.drop
+
+    def late(*args: Any, **more: Any) -> bool:
+        setup.redis.delete("conserver:{DLQ:storage:other}:dead")
+        return drop(*args, **more)
+
+    monkeypatch.setattr(Queue, "drop", late)
+    setup.replay(get=lambda uuid, options: None)
+
+    assert setup.redis.ttl(f"vcon:{uuid}") > 0
+
+
+def test_a_replay_that_has_lost_its_lock_drops_nothing(setup: Setup) -> None:
+    """The entry may be another one by then: of a version that the storage was not given."""
+    uuid = setup.vcon()
+    setup.bury(uuid)
+
+    with pytest.raises(ServerError, match="the lock of this replay of storage 'files' was lost; replay again"):
+        setup.replay(lambda uuid, options: setup.redis.set(f"conserver:{{{DEAD}}}:replay", "somebody else"))
+
+    assert setup.left() == [uuid]
+
+
+def test_a_full_server_is_relieved(setup: Setup) -> None:
+    """What storages have missed fills it; were it full, and nothing could be replayed, it would stay so."""
+    uuids_of_dead = [setup.vcon() for _ in range(20)]
+    setup.bury(*uuids_of_dead)
+    setup.redis.config_set("maxmemory", "1")
+    try:
+        done = setup.replay(get=lambda uuid, options: None)
+    finally:
+        setup.redis.config_set("maxmemory", "0")
+
+    assert (done.saved, done.left) == (20, 0)
+    assert all(setup.redis.ttl(f"vcon:{uuid}") > 0 for uuid in uuids_of_dead)
+
+
+def test_a_storage_is_asked_for_one_alone_until_one_is_saved(setup: Setup) -> None:
+    """However many entries it is not asked for."""
+    setup.bury(*(f"unwanted {n}" for n in range(400)), *(str(uuids.uuid4()) for _ in range(3)))
+    setup.bury(*(setup.vcon() for _ in range(8)))
+    begun = threading.Semaphore(0)
+    alone: list[bool] = []
+
+    def save(uuid: str, options: Any) -> None:
+        if not alone:
+            alone.append(not begun.acquire(timeout=0.2))
+        begun.release()
+
+    done = setup.replay(save, go_on=True, wanted=lambda entry: not entry.startswith("unwanted"))
+
+    assert (done.saved, len(done.missing), alone) == (8, 3, [True])
+
+
+def test_what_is_nowhere_does_not_count_as_a_storage_that_works(setup: Setup) -> None:
+    """Three failures in a row end a replay, whatever was passed over between them."""
+    bad = [setup.vcon() for _ in range(5)]
+    setup.bury(*(entry for uuid in bad for entry in (uuid, str(uuids.uuid4()))))
+
+    def save(uuid: str, options: Any) -> None:
+        raise StorageError("no room")
+
+    assert set(setup.replay(save, go_on=True).failures) == set(bad[:3])
+
+
+def test_one_replay_after_the_other_takes_no_new_connections(setup: Setup) -> None:
+    """A replayer runs for weeks, and looks every second."""
+    storage = Storage("files", "storages.files", setup.save, {})
+    replay = Replay(setup.queue, setup.store, storage, Settings())
+    setup.bury("not a uuid")
+    replay.run()
+    before = setup.redis.info("stats")["total_connections_received"]
+    for _ in range(10):
+        replay.run()
+
+    assert setup.redis.info("stats")["total_connections_received"] - before <= 2

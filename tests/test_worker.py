@@ -19,7 +19,7 @@ from conserver.errors import ServerError, StorageError
 from conserver.session import Session
 from conserver.settings import Settings
 from conserver.storage_calls import MOST_HANGING
-from conserver.worker import Worker
+from conserver.worker import MAX_ABANDONED, Worker, slots_for
 from tests.runs import A, B, C, Host, goes_on, link, storage
 from tests.waiting import wait_until
 
@@ -30,7 +30,7 @@ class InProcess:
     """A worker of this process, without a supervisor."""
 
     def __init__(self, url: str, threads: int) -> None:
-        board = Board(4 * threads + 16, multiprocessing.get_context("spawn"))
+        board = Board(slots_for(threads), multiprocessing.get_context("spawn"))
         settings = Settings(concurrency=threads, parallel_storage=True)
         self.retired = threading.Event()
         self.worker = Worker("host:1", url, settings, board, quarantine=False, retire=self.retired.set)
@@ -238,6 +238,56 @@ def test_a_storage_that_hangs_is_left_alone(redis: Redis, host: Host, start: Cal
     assert any(b"it was not asked" in why for why in whys)
     assert redis.llen("DLQ:storage:hangs") == 24
     assert not made.retired.is_set()
+
+
+def test_a_storage_that_hangs_when_it_is_read_holds_nobody_up(
+    redis: Redis, host: Host, start: Callable[..., Any]
+) -> None:
+    """What it may have cannot be worked on; the threads come back, and the process stays."""
+    answer = threading.Event()
+    hangs = storage(goes_on, "hangs", timeout=0.1, get=lambda uuid, opts: answer.wait(60))
+    gone = [f"018f3c5e-0000-8000-8000-0000000001{n:02}" for n in range(24)]
+    made = start(host.chain([link(goes_on)], egress_lists=("out",)), threads=2)
+    made.worker.storages = [hangs]
+    try:
+        redis.rpush("in", *gone, A)
+        wait_until(lambda: redis.llen("out") == 1, 30)
+    finally:
+        answer.set()
+
+    assert redis.llen("DLQ:in") == 24
+    assert not made.retired.is_set()
+
+
+def test_threads_that_are_left_behind_leave_slots_for_the_others(
+    redis: Redis, host: Host, start: Callable[..., Any]
+) -> None:
+    """Links and storages may hang beside each other; each has its own limit."""
+    answer = threading.Event()
+    links = host.chain([link(lambda uuid: answer.wait(60), timeout=0.01)], name="links", ingress_lists=("links",))
+    hanging = [
+        host.chain(
+            [],
+            [storage(lambda uuid: answer.wait(60), f"hangs {n}", timeout=0.01)],
+            name=f"storing {n}",
+            ingress_lists=(f"to {n}",),
+            egress_lists=("out",),
+        )
+        for n in range(2)
+    ]
+    made = start(links, *hanging, host.chain([], name="good", ingress_lists=("good",), egress_lists=("good out",)))
+    try:
+        redis.rpush("links", *[A] * MAX_ABANDONED)
+        wait_until(lambda: redis.llen("DLQ:links") == MAX_ABANDONED, 60)
+        for n in range(2):
+            redis.rpush(f"to {n}", *[A] * MOST_HANGING)
+        wait_until(lambda: redis.llen("out") == 2 * MOST_HANGING or not made.thread.is_alive(), 60)
+        redis.rpush("good", B)
+        wait_until(lambda: redis.llen("good out") == 1 or not made.thread.is_alive(), 60)
+    finally:
+        answer.set()
+
+    assert redis.llen("good out") == 1
 
 
 def test_a_chain_that_reads_its_vcons_gets_them_with_the_claim(

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 from pydantic import Field
 
-from conserver import media, models
+from conserver import media, models, usage
 from conserver.errors import ConfigError
 
 from .chunks import Cutting, Piece, pieces

@@ -211,7 +211,7 @@ def _request(
             trusted=True,
             headers={name: value for name, value in headers.items() if value},
             body=body,
-            limits=Limits(connect_secs=min(5.0, opts.timeout), read_secs=opts.timeout, total_secs=opts.timeout),
+            limits=Limits.within(opts.timeout),
             backoff=_BACKOFF,
             repeatable=True,  # of a file that is uploaded twice, one comes into the vector store
         )

@@ -126,9 +126,7 @@ def _json(answer: httpx.Response) -> Any:
 @cache
 def _http(timeout: float) -> httpx.Client:
     # A row is a million characters, each of which may be six in JSON.
-    return outbound.http_client(
-        Limits(connect_secs=min(5.0, timeout), read_secs=timeout, total_secs=timeout, max_bytes=16 * 1024 * 1024)
-    )
+    return outbound.http_client(Limits.within(timeout, max_bytes=16 * 1024 * 1024))
 
 
 # The tokens
@@ -173,9 +171,7 @@ def _app(opts: Environment) -> Any:
     if key not in _apps:
         import msal  # type: ignore[import-untyped]
 
-        client = outbound.http_client(
-            Limits(connect_secs=min(5.0, opts.timeout), read_secs=opts.timeout, total_secs=opts.timeout)
-        )
+        client = outbound.http_client(Limits.within(opts.timeout))
         client.event_hooks = {"response": [_check_sign_in]}
         _apps[key] = msal.ConfidentialClientApplication(
             opts.client_id,

@@ -28,12 +28,7 @@ def ask(
         trusted=True,
         headers=headers,
         body=body,
-        limits=Limits(
-            connect_secs=min(5.0, opts.timeout),
-            read_secs=opts.timeout,
-            total_secs=opts.timeout,
-            max_bytes=_MOST_BYTES,
-        ),
+        limits=Limits.within(opts.timeout, max_bytes=_MOST_BYTES),
         repeatable=True,  # what came twice has an equal version, or is known by its `save`
         quote_answer=quote_answer,
         ca_file=opts.ca_certs,

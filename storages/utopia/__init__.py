@@ -189,7 +189,7 @@ def _send(method: str, path: str, opts: Options, body: bytes, content_type: str,
         trusted=True,
         headers=headers,
         body=body,
-        limits=Limits(connect_secs=min(5.0, opts.timeout), read_secs=opts.timeout, total_secs=opts.timeout),
+        limits=Limits.within(opts.timeout),
         backoff=Backoff(attempts=1 + opts.transient_retries, wait_secs=opts.transient_backoff_base_s),
         repeatable=True,  # the same content is not kept twice
         quote_answer=token is not None,  # a refused login may repeat the password
