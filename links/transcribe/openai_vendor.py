@@ -56,8 +56,8 @@ def joined(answers: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _sum(usages: list[dict[str, Any]]) -> dict[str, Any]:
     total: dict[str, Any] = {}
-    for name in dict.fromkeys(name for usage in usages for name in usage):
-        values = [usage[name] for usage in usages if usage.get(name) is not None]
+    for name in dict.fromkeys(name for one in usages for name in one):
+        values = [one[name] for one in usages if one.get(name) is not None]
         if values and all(isinstance(value, dict) for value in values):
             total[name] = _sum(values)
         elif values and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
