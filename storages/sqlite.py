@@ -243,7 +243,11 @@ class _File:
     def _connect(self) -> _Connection:
         os.makedirs(os.path.dirname(self._opts.path), exist_ok=True)
         connection = sqlite3.connect(
-            self._opts.path, self._opts.timeout, isolation_level=None, check_same_thread=False, factory=_Connection
+            self._opts.path,
+            timeout=self._opts.timeout,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=_Connection,
         )
         try:
             self._prepare(connection)
