@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from redis.exceptions import RedisError
@@ -106,9 +107,10 @@ def list_uuids(opts: Options, after: str = "") -> Iterator[str]:
 
 
 def ping(opts: Options) -> None:
-    """Raise StorageError if the server does not answer."""
-    with _server("ping", opts) as client:
-        client.ping()
+    """Raise StorageError if the keys cannot be written to."""
+    with _server("write", opts) as client:
+        # A write that changes nothing: there is no such vCon.
+        client.delete(_key(str(UUID(int=0)), opts))
 
 
 def _key(vcon_uuid: str, opts: Options) -> str:

@@ -117,10 +117,23 @@ def test_a_server_that_says_nothing_is_given_up_in_time(backend):
     with proxied(backend.server.url) as proxy, proxy.blackhole():
         opts = Options(redis_url=proxy.url, timeout=2)
         began = time.monotonic()
-        with pytest.raises(StorageError, match="cannot ping: server at"):
+        with pytest.raises(StorageError, match="cannot write: server at"):
             redis_storage.ping(opts)
 
     assert 1.5 < time.monotonic() - began < 6
+
+
+def test_a_ping_needs_the_right_to_write(redis, server_url):
+    """A user who may only read the keys, or only those of others, is told."""
+    try:
+        for keys in ("%R~vcon_storage:*", "~other:*"):
+            redis.acl_setuser("half", enabled=True, nopass=True, reset=True, commands=["+@all"], keys=None)
+            redis.execute_command("ACL", "SETUSER", "half", keys)
+            address = server_url.replace("unix://", "unix://half:x@")
+            with pytest.raises(StorageError, match="cannot write: server at"):
+                redis_storage.ping(Options(redis_url=address))
+    finally:
+        redis.acl_deluser("half")
 
 
 def test_a_value_of_another_kind_is_an_error(redis, server_url):
