@@ -177,9 +177,13 @@ class Chain:
         try:
             version = run.writer.freeze(run.uuid)
         except VconNotFound:
-            if run.rounds:
+            if not run.rounds:
+                raise
+            if run.store.is_erased(run.uuid):
                 self._take_back(run)
-            raise
+                raise
+            # It has expired, and the storages hold what was there last.
+            return self._delivered(run, run.storage_errors, "")
         run.rounds += 1
         errors = run.storage_errors = {}
         run.tried.clear()
@@ -215,6 +219,7 @@ class Chain:
         error = self._try_save(run, storage)
         run.tried.add(storage.name)
         if run.abandoned:
+            self._ended_late(run, storage, error)
             raise ClaimLost(f"{run.stage} was over its time and the claim is settled")
         if error:
             errors[storage.name] = error
@@ -258,10 +263,14 @@ class Chain:
         except ClaimLost as error:
             results[storage.name] = error
         if storage.name in late:
-            log.warning("storage %r ended late: %s", storage.name, results[storage.name] or "saved")
-            # Another chain may have saved a newer version to it in between.
-            with suppress(ServerError):
-                run.writer.keep(run.uuid)
+            self._ended_late(run, storage, results[storage.name])
+
+    @staticmethod
+    def _ended_late(run: Run, storage: Storage, error: str | BaseException | None) -> None:
+        log.warning("storage %r ended late: %s", storage.name, error or "saved")
+        # Another chain may have saved a newer version to it in between.
+        with suppress(ServerError):
+            run.writer.keep(run.uuid)
 
     def _try_save(self, run: Run, storage: Storage) -> str | None:
         began, outcome = time.monotonic(), "success"

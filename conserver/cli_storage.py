@@ -52,7 +52,10 @@ def storage_ping(
 
     with _store() as (settings, store):
         _, places, broken = load_places(settings, store, names or ())
-        told = ping_all(places.values()) | broken
+        # The line begins with the name.
+        told = ping_all(places.values()) | {
+            name: why.replace(f"storage {name!r}: ", "") for name, why in broken.items()
+        }
     if output is Format.json:
         states = {name: "no ping" if why is None else "fails" if why else "works" for name, why in told.items()}
         print_json([{"storage": name, "state": states[name], "error": why or ""} for name, why in told.items()])
@@ -141,14 +144,14 @@ def storage_copy(
 
     The same command goes on where it was, whatever has ended it.
     """
-    from conserver.copying import LATER, Copying
+    from conserver.copying import LATER, Copied, Copying
     from conserver.places import PlaceDown, load_places
 
     if source_name == target_name:
         raise failed("FROM and TO are the same storage", EXIT_USAGE)
     given = None if uuids is None else _uuids_in(uuids)
     told = {"different", *LATER, *(() if given is None else ("missing",))}
-    rows = []
+    rows: dict[str, Copied] = {}
     with _store() as (settings, store):
         _, places, broken = load_places(settings, store, [source_name, target_name])
         source, target = (_usable(name, places, broken) for name in (source_name, target_name))
@@ -159,23 +162,26 @@ def storage_copy(
                 " has expired there long ago (--uuids FILE names others)"
             )
         if copying.progress.counts and not restart:
-            before = number(sum(copying.progress.counts.values()), "vCon")
-            say(f"going on behind {before} of an earlier run; --restart begins anew")
+            done = number(sum(copying.progress.counts.values()), "vCon")
+            say(f"going on behind {done} of an earlier run; --restart begins anew")
         try:
             with _Progress(f"copying to {target_name!r}", lambda: copying.progress.counts) as progress:
                 for one in copying.run(restart=restart, threads=threads):
                     progress.tick()
+                    before = rows.pop(one.uuid, None)
                     if one.state not in told:
                         continue
-                    if output is Format.json:
-                        rows.append(asdict(one))
-                    else:
+                    if output is Format.json or one.state in LATER:
+                        # What fails is tried again at the end, and is told once if it fails in the same way.
+                        rows[one.uuid] = one
+                    if output is Format.text and one != before:
                         progress.line(_row(one.uuid, one.state, one.why))
         except (PlaceDown, KeyboardInterrupt) as error:
             raise failed(f"{str(error) or 'interrupted'}; the same command goes on where it was") from error
         counts, left = copying.progress.counts, copying.left()
     if output is Format.json:
-        print_json({"from": source_name, "to": target_name, "counts": counts, "left": left, "vcons": rows})
+        vcons = [asdict(one) for one in rows.values()]
+        print_json({"from": source_name, "to": target_name, "counts": counts, "left": left, "vcons": vcons})
     else:
         words = {"different": "different, left as they are", "missing": f"not in {source_name!r}"}
         summary = _counted(counts | ({"left": left} if left else {}), words | {"left": "to be tried again"})
@@ -258,7 +264,7 @@ def _uuids_in(name: str) -> list[str]:
     from conserver.vcon_forms import is_uuid
 
     try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text()
+        text = sys.stdin.read() if name == "-" else Path(name).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise failed(f"{name} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from error
     uuids = dict.fromkeys(line.strip() for line in text.splitlines() if line.strip())

@@ -16,7 +16,7 @@ from conserver import connection
 from conserver.differences import where_differs
 from conserver.errors import ConserverError, NotAVcon, ServerError, StorageError, VconNotFound
 from conserver.kept_lock import kept_lock
-from conserver.places import Place, in_threads, is_erased, text_in_redis
+from conserver.places import Place, in_threads, text_in_redis
 from conserver.run import SAVE_ROUNDS
 from conserver.store import VconStore
 from conserver.vcon import Vcon
@@ -83,7 +83,7 @@ class Copying:
         if target.storage.get is None and not overwrite:
             raise StorageError(
                 f"storage {target.name!r}: {target.storage.module} has no get, so what it holds cannot be seen:"
-                " it can only be overwritten"
+                " it can only be overwritten (--overwrite)"
             )
         self._store = store
         self._source = source
@@ -183,7 +183,7 @@ class Copying:
             # Before anything else: a version that is written to Redis later is seen below, one that was written before
             # and not saved yet is seen here.
             text = text_in_redis(self._store, uuid)
-            if is_erased(self._store, uuid):
+            if self._store.is_erased(uuid):
                 return Copied(uuid, "erased")
             document = self._source.get(uuid)
             if document is None:

@@ -88,4 +88,5 @@ def _stored(store: VconStore, name: str, max_bytes: int, *, replace: bool) -> Fe
         stored = store.create(vcon, replace=replace)
     except NotAVcon as error:
         return Fed(name, refused=str(error))
-    return Fed(name, str(vcon.uuid), stored, findings=tuple(validate(vcon.document)))
+    # The store has it under this form, whatever the case in the file.
+    return Fed(name, str(vcon.uuid).lower(), stored, findings=tuple(validate(vcon.document)))

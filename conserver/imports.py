@@ -64,7 +64,8 @@ def _explain_missing(kind: Kind, what: str, name: str, pip_name: str | None, err
     top = missing.partition(".")[0]
     if missing and (name == missing or name.startswith(f"{missing}.")):
         known = _available(kind)
-        hint = did_you_mean(name, known) or "; is it spelt right, and in the folder of the config?"
+        # All of them begin alike, so what is only a little like one is another module.
+        hint = did_you_mean(name, known, cutoff=0.75) or "; is it spelt right, and in the folder of the config?"
         package = sys.modules.get(top)
         if top in ("links", "storages") and getattr(package, "__file__", None):
             hint = f"; {package.__file__} hides the {top} that come with the conserver, so delete it"  # type: ignore[union-attr]

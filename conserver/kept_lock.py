@@ -7,21 +7,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from redis.exceptions import LockError
+from redis.exceptions import RedisError
 from redis.lock import Lock
 
+from conserver import scripts
 from conserver.errors import ServerError
 
 
+class _Lock(Lock):
+    def do_acquire(self, token: str) -> bool:
+        """Take it if nobody has it; redis-py's own way fails on a full server."""
+        return bool(scripts.LOCK(self.redis, [self.name], [token, int((self.timeout or 0) * 1000)]))
+
+
 @contextmanager
-def kept_lock(client: Any, key: str, lease_secs: float) -> Iterator[threading.Event | None]:
+def kept_lock(
+    client: Any, key: str, lease_secs: float, *, token: str | None = None
+) -> Iterator[threading.Event | None]:
     """Hold the lock *key* while the block runs; None if somebody else has it.
 
     *client* is one that sends each command once. The event is set when the lock could not be kept. After the death of
-    its holder it is free within *lease_secs*.
+    its holder it is free within *lease_secs*. The key holds *token*, for scripts that do something only under the lock.
     """
-    lock = Lock(client, key, timeout=lease_secs, blocking=False, thread_local=False)
-    if not lock.acquire():
+    lock = _Lock(client, key, timeout=lease_secs, blocking=False, thread_local=False)
+    if not lock.acquire(token=token):
         yield None
         return
     lost, ended = threading.Event(), threading.Event()
@@ -30,7 +39,7 @@ def kept_lock(client: Any, key: str, lease_secs: float) -> Iterator[threading.Ev
         while not ended.wait(lease_secs / 3):
             try:
                 lock.reacquire()
-            except (LockError, ServerError):
+            except (RedisError, ServerError):
                 lost.set()
                 return
 
@@ -43,6 +52,6 @@ def kept_lock(client: Any, key: str, lease_secs: float) -> Iterator[threading.Ev
         keeper.join()
         try:
             lock.release()
-        except (LockError, ServerError):
+        except (RedisError, ServerError):
             # Lost, or it lapses by itself.
             lost.set()

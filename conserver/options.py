@@ -115,6 +115,11 @@ def _explain_invalid(what: str, options: dict[str, Any], problem: Any) -> Proble
     text = one_line(without(secrets_of(options, ("options", "")), problem["msg"]))
     text = text.removeprefix("Value error, ").removeprefix("Assertion failed, ")
     text = re.sub(r", unable to .*", "", re.sub(r"^Input should be", "must be", text))
+    text = text.replace("must be a valid tuple", "must be a valid list")
+    # A secret is a "Value", whose length is that of its text.
+    text = re.sub(r"^Value should have at least 1 item", "must have at least 1 character", text)
+    text = re.sub(r"^(String|List|Tuple|Value) should have", "must have", text)
+    text = re.sub(r" after validation, not \d+$", "", text)
     if problem["type"] == "missing":
         return Problem("bad-options", f"{what}: option {label!r} is missing", ("options",), on_key=True)
     own_words = problem["type"] in ("value_error", "assertion_error")

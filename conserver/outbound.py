@@ -53,6 +53,7 @@ __all__ = [
     "request",
     "retry_after",
     "retrying",
+    "secs_left",
 ]
 
 log = logging.getLogger(__name__)

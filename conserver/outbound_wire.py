@@ -195,8 +195,9 @@ _everybodys_lock = threading.Lock()
 
 
 def _pool(policy: OutboundPolicy | None, proxy: str | None, ca_file: str | None) -> httpcore.ConnectionPool:
-    if not hasattr(_mine, "pools"):
-        _mine.pools = _Pools()
+    if getattr(_mine, "pid", None) != os.getpid():
+        # Not those that came along with a fork: over them, each process could get the answers to the other.
+        _mine.pid, _mine.pools = os.getpid(), _Pools()
         with _everybodys_lock:
             _everybodys.add(_mine.pools)
     pool: httpcore.ConnectionPool = _mine.pools.get(policy, proxy, ca_file)

@@ -24,7 +24,6 @@ from conserver.run import SAVE_ROUNDS
 from conserver.settings import Settings
 from conserver.storage_calls import StorageCall
 from conserver.store import VconStore
-from conserver.stored import deleted_key
 from conserver.talk import hold
 from conserver.vcon import Vcon
 from conserver.vcon_forms import is_uuid
@@ -81,7 +80,7 @@ class Place:
         def save(uuid: str, options: Any) -> bool:
             with working(Work(_Given(self._store, uuid, document))):
                 self.storage.save(uuid, options)
-            if is_erased(self._store, uuid):
+            if self._store.is_erased(uuid):
                 self._take_back(uuid)
                 return False
             if given_up.is_set():
@@ -242,11 +241,6 @@ def _trouble(call: StorageCall) -> str:
     except StorageError as error:
         return str(error)
     return ""
-
-
-def is_erased(store: VconStore, uuid: str) -> bool:
-    """Say whether the vCon was deleted a short while ago, so that it may not come back."""
-    return bool(store.client.exists(deleted_key(uuid)))
 
 
 def text_in_redis(store: VconStore, uuid: str) -> bytes | None:

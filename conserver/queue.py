@@ -194,6 +194,11 @@ class Queue:
         """Forget one dead letter; False if there is none such."""
         return bool(scripts.DROP(self._once, [dead_list(name), self._reasons(name)], ["entry", entry]))
 
+    def drop_under(self, lock: str, token: str, name: str, entry: str) -> bool:
+        """Forget one dead letter, if there is such; False, and nothing is done, if *lock* does not hold *token*."""
+        keys = [dead_list(name), self._reasons(name), lock]
+        return int(scripts.DROP(self._once, keys, ["entry", entry, token])) >= 0
+
     def drop_oldest(self, name: str, most: int, batch: int = 1000) -> int:
         """Forget up to *most* dead letters, oldest first; return how many."""
         most, dropped = min(most, self.dead_count(name)), 0

@@ -5,8 +5,10 @@ One replay a storage at a time: it holds a lock that lapses by itself if the pro
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +70,7 @@ class Replay:
         self._name = f"storage:{storage.name}"
         self._others = [f"storage:{name}" for name in storages if name != storage.name]
         self._lock = f"conserver:{{{storage_dead_list(storage.name)}}}:replay"
+        self._client = connection.once(store.url, "replay")
 
     def run(
         self,
@@ -85,7 +88,8 @@ class Replay:
         server fails.
         """
         done = Replayed()
-        with kept_lock(connection.once(self._store.url, "replay"), self._lock, LOCK_SECS) as lost:
+        token = secrets.token_hex(16)
+        with kept_lock(self._client, self._lock, LOCK_SECS, token=token) as lost:
             if lost is None:
                 raise ReplayRuns(
                     f"storage {self._storage.name!r} is being replayed already; if that process died, try again in "
@@ -93,28 +97,30 @@ class Replay:
                 )
             at_once, in_a_row, tried, passed = 1, 0, 0, 0
             while most is None or tried < most:
-                page = [entry for entry, _ in self._queue.dead(self._name, passed, _PAGE)]
+                page = self._queue.entries(storage_dead_list(self._storage.name), passed, _PAGE)
                 if not page:
                     break
                 batch, over = _pick(page, wanted, at_once if most is None else min(at_once, most - tried))
                 if lost.is_set():
-                    raise ServerError(
-                        f"the lock of this replay of storage {self._storage.name!r} was lost; replay again"
-                    )
-                missing = len(done.missing)
-                failures = self._save(batch, done)
+                    raise self._lost()
+                saved = done.saved
+                failures = self._save(batch, done, token)
                 done.failures |= failures
+                saved = done.saved - saved
                 # What was saved is gone from the list.
-                passed += over + len(failures) + len(done.missing) - missing
+                passed += over + len(batch) - saved
                 tried += len(batch)
-                in_a_row = in_a_row + len(failures) if len(failures) == len(batch) else 0
-                at_once = 1 if failures else min(2 * at_once, MOST_AT_ONCE)
+                in_a_row = 0 if saved else in_a_row + len(failures)
+                at_once = 1 if failures else min(2 * at_once, MOST_AT_ONCE) if saved else at_once
                 if (failures and not go_on) or in_a_row >= _MOST_IN_A_ROW or (stopping and stopping.is_set()):
                     break
             done.left = self._queue.dead_count(self._name)
         return done
 
-    def _save(self, batch: list[str], done: Replayed) -> dict[str, str]:
+    def _lost(self) -> ServerError:
+        return ServerError(f"the lock of this replay of storage {self._storage.name!r} was lost; replay again")
+
+    def _save(self, batch: list[str], done: Replayed, token: str) -> dict[str, str]:
         """Save these at the same time and drop those that are saved; return the others, with the reasons."""
         failures = {}
         timeout = self._settings.storage_timeout_secs
@@ -132,32 +138,47 @@ class Replay:
                 else:
                     failures[uuid] = str(error)
                 continue
-            self._queue.drop(self._name, uuid)
+            # Before the entry is dropped, since nobody comes back to what has none; and after that, if it could not be
+            # done before: the replay of another storage may have dropped its own in between, and seen ours.
+            expires = self._let_expire(uuid, version)
+            # Without the lock somebody else may have dropped it, and one of a newer version may stand there now.
+            if not self._queue.drop_under(self._lock, token, self._name, uuid):
+                raise self._lost()
             done.saved += 1
-            self._let_expire(uuid, version)
+            if not expires:
+                self._let_expire(uuid, version)
         return failures
 
     def _save_newest(self, uuid: str, options: Any) -> str:
         """Save the vCon until what was saved is its newest version; return the name of that version."""
-        for attempt in range(SAVE_ROUNDS):
+        version = ""
+        for _ in range(SAVE_ROUNDS):
             writer = self._store.writer()
             with working(Work(writer)):
                 try:
                     version = writer.freeze(uuid)
                 except VconNotFound:
-                    # Perhaps deleted everywhere, while it was saved here.
-                    if attempt and self._storage.delete is not None:
-                        self._storage.delete(uuid, options)
+                    if self._store.is_erased(uuid):
+                        # Perhaps while it was saved here, now or by a save that was cut off.
+                        if self._storage.delete is not None:
+                            self._storage.delete(uuid, options)
+                    elif version:
+                        # It has expired, and this is what was there last.
+                        return version
                     raise
                 self._storage.save(uuid, options)
             if self._store.version(uuid) == version:
                 return version
         raise StorageError("it is changed all the time")
 
-    def _let_expire(self, uuid: str, version: str) -> None:
+    def _let_expire(self, uuid: str, version: str) -> bool:
         secs = self._settings.redis_expiry_secs
-        if secs and self._storage.get is not None and not self._queue.is_dead(uuid, self._others):
+        if not secs or self._storage.get is None or self._queue.is_dead(uuid, self._others):
+            return False
+        # A full server lets it expire, and refuses what belongs to the index: then more room is what is needed most.
+        with suppress(ServerError):
             self._store.expire([(uuid, version, secs)])
+        return True
 
 
 def _pick(page: Sequence[bytes], wanted: Callable[[str], bool], most: int) -> tuple[list[str], int]:

@@ -46,7 +46,12 @@ def serve(url: str, settings: Settings, config: Config, stopping: threading.Even
     storages, broken = load_storages(config)
     for name, error in broken.items():
         log.error("storage %r cannot be replayed: %s", name, error)
-    store = VconStore(url, settings, lambda uuid: read_through(list(storages.values()), uuid))
+    # One that hangs when it is asked for what is not in Redis may not have the others' saves hang.
+    store = VconStore(
+        url,
+        settings,
+        lambda uuid: read_through(list(storages.values()), uuid, timeout_secs=settings.storage_timeout_secs),
+    )
     queue = Queue(url, "replayer")
     replayers = [
         Replayer(queue, Replay(queue, store, storage, settings, list(config.storages)), storage, stopping)
@@ -85,6 +90,10 @@ class Replayer:
         self._replay = replay
         self._stopping = stopping
         self._late: dict[str, _Late] = {}
+        # Of those, the ones that this round tries again.
+        self._due: set[str] = set()
+        # How many dead letters the last round left as they were, and until when no other is worth it.
+        self._left, self._rest_until = 0, 0.0
         self._failures = 0
         self._saved = 0
 
@@ -92,7 +101,7 @@ class Replayer:
         """Do rounds until told to stop. Never raises."""
         while not self._stopping.is_set():
             try:
-                pause = self._round() if self._queue.dead_count(f"storage:{self.name}") else LOOK_SECS
+                pause = self._look()
             except ReplayRuns:
                 # Another host, or somebody by hand; if that process died, its lock lapses.
                 pause = LOCK_SECS / 3
@@ -102,13 +111,29 @@ class Replayer:
                 pause = self._failed()
             self._stopping.wait(pause)
 
+    def _look(self) -> float:
+        """Do a round if it may be of use; return the seconds until the next look."""
+        left = self._queue.dead_count(f"storage:{self.name}")
+        if not left:
+            self._late.clear()
+        # To go through many that have to wait costs more than to see that nothing has come.
+        if not left or (left == self._left and time.monotonic() < self._rest_until):
+            return LOOK_SECS
+        return self._round()
+
     def _round(self) -> float:
         """Replay once; return the seconds until the next time."""
+        self._due.clear()
+        self._rest_until = 0.0
         # What has failed waits behind what was not tried yet: whatever is in front, everything gets its turn.
         done = self._replay.run(go_on=True, wanted=lambda entry: entry not in self._late, stopping=self._stopping)
         if not (done.saved or done.failures or done.missing):
             done = self._replay.run(go_on=True, wanted=self._is_due, stopping=self._stopping)
         self._note(done)
+        if not (done.saved or done.failures or done.missing) and self._late:
+            self._left = done.left
+            again_at = min(late.again_at for late in self._late.values())
+            self._rest_until = min(again_at, time.monotonic() + LONGEST_PAUSE_SECS)
         if done.saved:
             telemetry.count("conserver.storage.replayed", done.saved, backend=self.name)
             log.warning("storage %r: %d dead letters saved, %d left", self.name, done.saved, done.left)
@@ -120,13 +145,20 @@ class Replayer:
             return self._failed()
         return LOOK_SECS
 
+    def remembered(self) -> set[str]:
+        """Return the entries that wait for another try."""
+        return set(self._late)
+
     def _failed(self) -> float:
         self._failures += 1
         return _pause(self._failures, LONGEST_PAUSE_SECS)
 
     def _is_due(self, entry: str) -> bool:
         late = self._late.get(entry)
-        return late is None or time.monotonic() >= late.again_at
+        if late is not None and time.monotonic() < late.again_at:
+            return False
+        self._due.add(entry)
+        return True
 
     def _note(self, done: Replayed) -> None:
         """Have what failed wait: not for long where it is about the storage, ever longer where it is about the vCon."""
@@ -143,8 +175,9 @@ class Replayer:
         for entry in done.missing:
             # Somebody may store it yet, under the same UUID.
             self._late[entry] = _Late(self._saved, now + LONGEST_LATE_SECS, refused=True)
-        if not done.left:
-            self._late.clear()
+        for entry in self._due - done.failures.keys() - set(done.missing):
+            # Saved: when it comes again, that is another story.
+            self._late.pop(entry, None)
         for entry in list(self._late)[: max(0, len(self._late) - _MOST_LATE)]:
             del self._late[entry]
 

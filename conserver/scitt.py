@@ -24,7 +24,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from conserver import cose, outbound, receipts
-from conserver.deadline import thread_deadline
+from conserver.deadline import secs_left
 from conserver.errors import ConfigError, OutboundError, OutboundStatus
 from conserver.outbound import ONCE, Answer, Backoff, Limits
 
@@ -233,7 +233,8 @@ def _request(options: ScittOptions, method: str, url: str, *, body: bytes = b"",
 
 def _poll(options: ScittOptions, url: str) -> Entry:
     """Ask until the statement is registered; a 200 holds the receipt, or the id of the entry that has it."""
-    deadline = min(time.monotonic() + options.poll_secs, thread_deadline())
+    secs = min(options.poll_secs, secs_left())
+    deadline = time.monotonic() + secs
     while True:
         why, pause = "it is still running", options.poll_every_secs
         try:
@@ -248,7 +249,7 @@ def _poll(options: ScittOptions, url: str) -> Entry:
                 return entry
         left = deadline - time.monotonic()
         if left <= pause:
-            raise OutboundError(f"the statement was not registered within {options.poll_secs:g} s: {why}")
+            raise OutboundError(f"the statement was not registered within {secs:.3g} s: {why}")
         time.sleep(pause)
 
 

@@ -59,11 +59,11 @@ LEAVE, RETRY, DROP, WITHDRAW = (Script(n) for n in ("leave", "retry", "drop", "w
 FOLLOW, ONCE = Script("follow"), Script("once")
 LEASE, UNLEASE, EXTEND, LAPSE = (Script(n) for n in ("lease", "unlease", "extend", "lapse"))
 SAVE, TOUCH, VERSION, DELETE, EXPIRE = (Script(n) for n in ("save", "touch", "version", "delete", "expire"))
-PAGE = Script("page")
+PAGE, LOCK = Script("page"), Script("lock")
 ALL = (
     *(CLAIM, SETTLE, NOTE, RECOVER, DUE, LEAVE, RETRY, DROP, WITHDRAW, FOLLOW, ONCE),
     *(LEASE, UNLEASE, EXTEND, LAPSE),
-    *(SAVE, TOUCH, VERSION, DELETE, EXPIRE, PAGE),
+    *(SAVE, TOUCH, VERSION, DELETE, EXPIRE, PAGE, LOCK),
 )
 _BY_SHA = {script.sha: script for script in ALL}
 

@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -28,6 +29,8 @@ _LONGEST_PAUSE_SECS = 10.0
 _REPORT_SECS = 1.0
 #: How long the replayer stays when there is nothing to replay any more.
 _REPLAY_SECS = 30.0
+#: How long a service may take to end before it is killed.
+END_SECS = 30.0
 _context = multiprocessing.get_context("spawn")
 
 
@@ -41,6 +44,7 @@ class _Service:
     failures: int = 0
     start_after: float = 0.0
     asked_to_end: bool = False
+    kill_at: float = float("inf")
     config: tuple[Any, ...] = ()
     """The sections that it was started with; when they change it is started anew."""
 
@@ -76,11 +80,17 @@ class Services:
                 self._bury(service)
             changed = service.config != sections
             if service.process is not None and (not wanted or changed) and not service.asked_to_end:
-                service.asked_to_end = True
-                service.process.terminate()
+                self._ask_to_end(service)
+            if service.process is not None and time.monotonic() > service.kill_at:
+                service.process.kill()
             if service.process is None and wanted and time.monotonic() >= service.start_after:
                 service.config = sections
                 self._start(service, config)
+
+    @staticmethod
+    def _ask_to_end(service: _Service) -> None:
+        service.asked_to_end, service.kill_at = True, time.monotonic() + END_SECS
+        service.process.terminate()
 
     def _start(self, service: _Service, config: Config) -> None:
         ours, theirs = _context.Pipe()
@@ -90,7 +100,8 @@ class Services:
         service.process = _context.Process(target=main, args=args, name=service.name, daemon=False)
         service.process.start()
         theirs.close()
-        service.pipe, service.started, service.asked_to_end = ours, time.monotonic(), False
+        service.pipe, service.started = ours, time.monotonic()
+        service.asked_to_end, service.kill_at = False, float("inf")
         threading.Thread(target=self._listen, args=(service, ours), name=f"listen {service.name}", daemon=True).start()
 
     @staticmethod
@@ -121,8 +132,7 @@ class Services:
             self._socket.close()
         for service in self._running():
             if not service.asked_to_end:
-                service.asked_to_end = True
-                service.process.terminate()
+                self._ask_to_end(service)
 
     def kill(self) -> None:
         """End whatever still runs."""
@@ -179,6 +189,10 @@ def main(
         from conserver import replayer
 
         replayer.serve(url, settings, config, stopping)
+    logging.shutdown()
+    sys.stdout.flush()
+    # Not by a return: threads that storages have started would be waited for.
+    os._exit(0)
 
 
 def _report(supervisor: Connection) -> None:

@@ -76,7 +76,7 @@ class VconStore:
         missing = VconNotFound(f"there is no vCon {uuid}: not in Redis, and no storage gives it back")
         if self._read_through is None or not self._settings.storage_fallback:
             raise missing
-        if self.client.exists(deleted_key(uuid)):
+        if self.is_erased(uuid):
             raise VconNotFound(f"vCon {uuid} was deleted")
         document = self._read_through(uuid)
         if document is None:
@@ -121,6 +121,10 @@ class VconStore:
         """Return the digest of what Redis holds, or None if it holds nothing."""
         version: bytes | None = scripts.VERSION(self.client, [vcon_key(uuid)], [])
         return version.decode() if version is not None else None
+
+    def is_erased(self, uuid: str) -> bool:
+        """Say whether the vCon was deleted a short while ago, so that it may not come back."""
+        return bool(self.client.exists(deleted_key(uuid)))
 
     def keep(self, uuid: str) -> None:
         """Take away the vCon's expiry: it is not certain any more what its storages hold."""

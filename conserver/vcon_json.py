@@ -173,7 +173,9 @@ def _load_slowly(data: bytes | str) -> Any:
             parse_int=lambda literal: _integer(text, literal),
         )
     except json.JSONDecodeError as error:
-        raise NotAVcon(f"not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
+        # Some of these messages end with "at".
+        said = error.msg.removesuffix(" at")
+        raise NotAVcon(f"not JSON: {said} at line {error.lineno} column {error.colno}") from None
 
 
 def _finite(text: str, literal: str) -> float:

@@ -56,8 +56,8 @@ QUARANTINE_IDLE_SECS = 3.0
 
 def slots_for(threads: int) -> int:
     """Return how many slots of the board a worker with so many threads may need."""
-    # An abandoned run keeps its slot until its thread comes back.
-    return MAX_ABANDONED + 3 * threads
+    # An abandoned run keeps its slot until its thread comes back. Links and storages have a limit each.
+    return 2 * MAX_ABANDONED + 3 * threads
 
 
 class Worker:
@@ -79,7 +79,11 @@ class Worker:
         threads = self.threads = 1 if quarantine else settings.concurrency
         self.inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.queue = Queue(url, f"worker:{name}")
-        self.store = VconStore(url, settings, read_through=lambda uuid: read_through(self.storages, uuid))
+        self.store = VconStore(
+            url,
+            settings,
+            lambda uuid: read_through(self.storages, uuid, timeout_secs=settings.storage_timeout_secs),
+        )
         self.session = Session(url, name, suspects=quarantine)
         self.intake = Intake(threads)
         self.reporter = Reporter(name, self.store, settings)

@@ -246,7 +246,8 @@ def _call(action: str, operation: str, opts: Options, **asked: Any) -> dict[str,
         except ClientError as error:
             refusal = _refusal(where, error.response)
         except (HTTPClientError, ConnectionError, IncompleteReadError) as error:
-            raise Retryable(f"{where}: no answer ({type(error).__name__})") from error
+            host = f" from {urlsplit(opts.endpoint_url).netloc}" if opts.endpoint_url else ""
+            raise Retryable(f"{where}: no answer{host} ({type(error).__name__})") from error
         except BotoCoreError as error:
             name = type(error).__name__
             cure = _KEYS if "Credentials" in name else "check the options of the storage"

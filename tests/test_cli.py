@@ -254,6 +254,16 @@ def test_push_keeps_the_order_of_uuids_files_and_folders(folder: Folder, redis: 
     assert done.returncode == 0
 
 
+def test_push_of_a_file_whose_uuid_is_in_capitals(folder: Folder, redis: Redis) -> None:
+    """It is pushed as it is stored, so that it is found."""
+    folder.vcon("capitals.vcon", uuid=UUID.upper())
+    done = folder.run("push", "default", "capitals.vcon")
+
+    assert entries(redis, "default") == [UUID]
+    assert redis.exists(f"vcon:{UUID}")
+    assert done.stdout.startswith(f"capitals.vcon: created {UUID} and pushed\n")
+
+
 def test_push_refuses_by_name_and_pushes_all_others(folder: Folder, redis: Redis) -> None:
     """Each file that is no vCon is named with the reason; exit code 1."""
     good = folder.vcon("good.vcon")

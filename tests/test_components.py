@@ -296,6 +296,33 @@ links:
             "9:13: error[bad-options] link 'a': option 'flag' must be a valid boolean, not 7",
         ]
 
+    def test_what_is_too_short_is_told_in_plain_words(self, write: Write, tmp_path: Path) -> None:
+        """Not in those of Python's types."""
+        write(
+            "links/test_short.py",
+            """
+            from pydantic import BaseModel, Field, SecretStr
+
+            class Options(BaseModel):
+                name: str = Field(min_length=1)
+                api_key: SecretStr = Field(min_length=1)
+                hosts: tuple[str, ...] = Field(min_length=1)
+                ports: tuple[str, ...]
+
+            def run(vcon_uuid, link_name, opts):
+                return vcon_uuid
+            """,
+        )
+        options = '{name: "", api_key: "", hosts: [], ports: "80"}'
+        told = findings(tmp_path, f"links:\n  a: {{module: links.test_short, options: {options}}}\n")
+
+        assert [finding.partition("option ")[2] for finding in told if "bad-options" in finding] == [
+            "'name' must have at least 1 character, not ''",
+            "'api_key' must have at least 1 character, not ***",
+            "'hosts' must have at least 1 item, not a list",
+            "'ports' must be a valid list, not '80'",
+        ]
+
     def test_a_validator_cannot_give_a_secret_away(self, write: Write) -> None:
         """Its message is not ours."""
         write(
@@ -350,9 +377,11 @@ class TestWhatCannotBeUsed:
         assert refusal("links.test_mien") == (
             "link 'mine': there is no module links.test_mien; did you mean 'links.test_mine'?"
         )
-        assert refusal("acme_zzz.links") == (
-            "link 'mine': there is no module acme_zzz.links; is it spelt right, and in the folder of the config?"
-        )
+        # That links.test_mine begins like the second one says nothing.
+        for name in ("acme_zzz.links", "links.nowhere_zzz"):
+            assert refusal(name) == (
+                f"link 'mine': there is no module {name}; is it spelt right, and in the folder of the config?"
+            )
 
     def test_a_missing_module_with_a_pip_name_names_the_command(self) -> None:
         """The config says where it comes from."""

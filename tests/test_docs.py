@@ -257,6 +257,31 @@ def test_the_endpoints_on_the_page_are_those_of_the_api() -> None:
     assert [path for path in paths if text.count(path + "\n") != 1] == []
 
 
+def test_the_endpoints_that_other_pages_name_are_there() -> None:
+    """As `DELETE /vcon/{uuid}`; other paths are those of services."""
+    paths = api_reference.document()["paths"]
+    there = [f"{method.upper()} {re.sub('{[^}]*}', '[^/]+', path)}" for path, ways in paths.items() for method in ways]
+    named = {
+        (name_of(page), match[1])
+        for page in PAGES
+        for match in re.finditer(r"`([A-Z]+ /vcons?(?:/[^`?]*)?)(?:\?[^`]*)?`", page.read_text())
+    }
+
+    assert named
+    assert sorted(one for one in named if not any(re.fullmatch(way, one[1]) for way in there)) == []
+
+
+def test_the_storages_that_can_be_listed_are_named() -> None:
+    """Where `conserver storage copy` says of which it copies everything."""
+    text = (REFERENCE / "cli.md").read_text()
+    [named] = re.findall(r"that can list what they hold \(((?:`\w+`,\s)+)", text)
+
+    can = {file for file in SOURCES if file.parts[-2] != "conserver" and "\ndef list_uuids(" in file.read_text()}
+    assert re.findall(r"`(\w+)`", named) == sorted(
+        file.stem if file.stem != "__init__" else file.parent.name for file in can
+    )
+
+
 # What the pages show is true
 
 

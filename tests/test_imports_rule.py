@@ -120,7 +120,9 @@ IMPORTED_BY = {
         "index",
     }
     | COMMANDS,
-    "scripts": {"api", "followers", "egress", "queue", "records", "session", "store", "stored", "talk", "index"},
+    "scripts": {
+        *("api", "followers", "egress", "kept_lock", "queue", "records", "session", "store", "stored", "talk", "index"),
+    },
     "crashpoints": {"api", "chain", "connection", "scripts", "settings", "supervisor", "worker"},
     "addresses": {"connection", "server"},
     # Outcomes and worker hand on commands that the store has made.

@@ -9,6 +9,7 @@ import os
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -837,6 +838,35 @@ def test_a_connection_belongs_to_one_thread() -> None:
 
     assert ports[0] == ports[1] == ports[3]
     assert ports[2] != ports[0]
+
+
+FORKS = """
+import os, sys
+from conserver import outbound
+def ask(): outbound.request("GET", sys.argv[1], trusted=True)
+ask()
+child = os.fork()
+if not child:
+    ask()
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+ask()
+"""
+
+
+def test_a_child_process_has_connections_of_its_own() -> None:
+    """Over that of its parent each could get the answers that are meant for the other."""
+    ports: list[int] = []
+
+    def respond(exchange: Exchange) -> None:
+        ports.append(exchange._handler.client_address[1])
+        exchange.answer(200)
+
+    with HttpServer(respond) as server:
+        subprocess.run([sys.executable, "-c", FORKS, server.url], check=True, timeout=60)
+
+    assert ports[0] == ports[2]
+    assert ports[1] != ports[0]
 
 
 def test_the_connections_of_a_thread_end_with_it() -> None:

@@ -257,7 +257,7 @@ def test_a_copy_that_expires_while_it_is_saved_undoes_nothing(setup: Setup) -> N
 
 
 def test_what_a_save_that_was_cut_off_has_left_of_a_deleted_vcon_is_deleted(setup: Setup) -> None:
-    """It may have come to its end after the vCon was deleted there; until the entry is dropped, that is looked after."""
+    """It may have ended after the vCon was deleted there; until the entry is dropped, that is looked after."""
     uuid = setup.vcon()
     setup.bury(uuid)
     setup.store.delete(uuid)
@@ -273,13 +273,13 @@ def test_a_death_when_the_entry_is_dropped_leaves_no_copy_for_ever(
     """Nobody else would let it expire."""
     uuid = setup.vcon()
     setup.bury(uuid)
-    drop = Queue.drop
+    drop = Queue.drop_under
 
     def die(*args: Any, **more: Any) -> bool:
         drop(*args, **more)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Queue, "drop", die)
+    monkeypatch.setattr(Queue, "drop_under", die)
     with pytest.raises(KeyboardInterrupt):
         setup.replay(get=lambda uuid, options: None)
 
@@ -292,13 +292,13 @@ def test_the_last_of_two_replays_lets_it_expire(setup: Setup, monkeypatch: pytes
     uuid = setup.vcon()
     setup.bury(uuid)
     setup.redis.hset("conserver:{DLQ:storage:other}:dead", uuid, '{"n":1}')
-    drop = Queue.drop
+    drop = Queue.drop_under
 
     def late(*args: Any, **more: Any) -> bool:
         setup.redis.delete("conserver:{DLQ:storage:other}:dead")
         return drop(*args, **more)
 
-    monkeypatch.setattr(Queue, "drop", late)
+    monkeypatch.setattr(Queue, "drop_under", late)
     setup.replay(get=lambda uuid, options: None)
 
     assert setup.redis.ttl(f"vcon:{uuid}") > 0

@@ -24,7 +24,7 @@ from conserver.replayer import Replayer
 from conserver.settings import Settings
 from conserver.store import VconStore
 from conserver.vcon import Vcon
-from tests.host import Host, store, vcon
+from tests.host import Host, entries, store, vcon
 from tests.waiting import wait_until
 
 DEAD = "DLQ:storage:kept"
@@ -62,7 +62,9 @@ class Scene:
         """Run the replayer while the block runs."""
         storage = Storage("kept", "storages.kept", self.save, {})
         stopping = threading.Event()
-        one = Replayer(self.queue, Replay(self.queue, self.store, storage, Settings()), storage, stopping)
+        one = self.replayer = Replayer(
+            self.queue, Replay(self.queue, self.store, storage, Settings()), storage, stopping
+        )
         thread = threading.Thread(target=one.run)
         thread.start()
         try:
@@ -117,6 +119,47 @@ def test_a_vcon_that_comes_back_is_saved(scene: Scene, monkeypatch: pytest.Monke
         wait_until(lambda: not scene.redis.exists(f"conserver:{{{DEAD}}}:replay"), 30)
         scene.redis.set(f"vcon:{uuid}", text)
         wait_until(lambda: scene.saved == {uuid}, 60)
+
+
+def test_what_nothing_can_be_done_about_is_not_gone_through_all_the_time(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be many, and they may stay for weeks; what comes is seen at once all the same."""
+    looks, rounds = [0], [0]
+    dead_count, run = Queue.dead_count, Replay.run
+
+    def look(queue: Queue, name: str) -> int:
+        looks[0] += 1
+        return dead_count(queue, name)
+
+    def go(replay: Replay, **how: Any) -> Any:
+        rounds[0] += 1
+        return run(replay, **how)
+
+    monkeypatch.setattr(Queue, "dead_count", look)
+    monkeypatch.setattr(Replay, "run", go)
+    scene.redis.rpush(DEAD, *(f"not a uuid {n}" for n in range(300)))
+    with scene.replaying():
+        wait_until(lambda: rounds[0] >= 3, 60)
+        looked, went = looks[0], rounds[0]
+        wait_until(lambda: looks[0] >= looked + 60, 60)
+        went = rounds[0] - went
+        [uuid] = scene.bury("fine")
+        wait_until(lambda: scene.saved == {uuid}, 60)
+
+    assert went <= 4
+
+
+def test_what_was_saved_at_last_starts_afresh(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered of its failures would have it wait when it comes again, and take room for ever."""
+    monkeypatch.setattr(replayer, "LONGEST_LATE_SECS", 0.02)
+    bad, other = scene.bury("bad", "bad")
+    with scene.replaying():
+        wait_until(lambda: sum(uuid == other for _, uuid in scene.tries) >= 2, 60)
+        with scene.store.edit(other) as document:
+            document.document["subject"] = "fine"
+        wait_until(lambda: scene.left() == [bad], 60)
+        wait_until(lambda: scene.replayer.remembered() == {bad}, 60)
 
 
 def test_it_waits_for_who_is_at_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,5 +273,30 @@ def test_a_storage_may_be_left_to_an_operator(tmp_path: Path, redis: Redis, serv
         wait_until(lambda: host.status().get("at", 0) > looked + 2, 30)
 
         assert replayer_of(host)() == 0
+    finally:
+        host.close()
+
+
+def test_a_storage_that_hangs_when_it_is_read_keeps_no_other_from_catching_up(
+    tmp_path: Path, redis: Redis, server_url: str
+) -> None:
+    """It is asked for what is not in Redis any more; what is there goes to the storage that works."""
+    host = host_with(tmp_path, server_url)
+    host.env["CONSERVER_STORAGE_TIMEOUT_SECS"] = "1"
+    (host.folder / "storages" / "asleep.py").write_text(
+        "import threading\ndef save(vcon_uuid, opts): ...\ndef get(vcon_uuid, opts): threading.Event().wait()\n"
+    )
+    kept_one = {"module": "storages.folder", "options": {"path": str(tmp_path / "kept")}}
+    asleep = {"module": "storages.asleep", "options": {}}
+    chain = {"links": [], "storages": ["kept"], "ingress_lists": ["in"]}
+    host.configure({"storages": {"asleep": asleep, "kept": kept_one}, "chains": {"main": chain}})
+    (tmp_path / "kept.down").unlink()
+    gone = [f"018f3c5e-0000-8000-8000-0000000001{n:02}" for n in range(8)]
+    uuids = store(redis, [vcon() for _ in range(3)])
+    redis.rpush(DEAD, *gone, *uuids)
+    host.start()
+    try:
+        wait_until(lambda: kept(tmp_path) == set(uuids), 60)
+        assert entries(redis, DEAD) == gone
     finally:
         host.close()

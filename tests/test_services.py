@@ -16,6 +16,10 @@ import httpx
 import pytest
 from redis import Redis
 
+from conserver import services
+from conserver.config import load_config
+from conserver.services import Services
+from conserver.settings import Settings
 from tests.commands import Folder
 from tests.host import vcon
 from tests.waiting import wait_until
@@ -143,3 +147,49 @@ def test_a_worker_serves_no_api(tmp_path: Path, server_url: str) -> None:
         process.wait(60)
 
     assert said["services"] == {}
+
+
+STUBBORN = {
+    "a thread that is waited for": "threading.Thread(target=threading.Event().wait).start()",
+    "SIGTERM ignored": "signal.signal(signal.SIGTERM, signal.SIG_IGN)",
+}
+
+
+@pytest.mark.parametrize("what", STUBBORN)
+def test_a_service_that_does_not_end_makes_room_all_the_same(
+    what: str, tmp_path: Path, server_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What storages have started may keep its process; a changed config would wait for it for ever."""
+    # The one ends by itself, the other has to be killed.
+    monkeypatch.setattr(services, "END_SECS", 0.2 if what == "SIGTERM ignored" else 600.0)
+    (tmp_path / "storages").mkdir()
+    module = tmp_path / "storages" / "stubborn.py"
+    module.write_text(
+        f"import os, pathlib, signal, threading\n{STUBBORN[what]}\n"
+        "pathlib.Path(__file__).with_name(f'{os.getpid()}.loaded').touch()\n"
+        "def save(vcon_uuid, opts): ...\n"
+    )
+    all_of_them = Services(server_url, Settings())
+    configs = []
+    for option in (1, 2):
+        (tmp_path / "config.yml").write_text(
+            "chains: {main: {links: [], storages: [kept], ingress_lists: [in]}}\n"
+            f"storages: {{kept: {{module: storages.stubborn, options: {{a: {option}}}}}}}\n"
+        )
+        config, _ = load_config(tmp_path / "config.yml")
+        assert config is not None
+        configs.append(config)
+
+    def pid(config: Any) -> int:
+        all_of_them.replay()
+        all_of_them.look_after(config)
+        found = all_of_them.status().get("replayer", {}).get("pid", 0)
+        return found if (tmp_path / "storages" / f"{found}.loaded").exists() else 0
+
+    try:
+        first = wait_until(lambda: pid(configs[0]), 60)
+        second = wait_until(lambda: (found := pid(configs[1])) != first and found, 60)
+    finally:
+        all_of_them.kill()
+
+    assert second

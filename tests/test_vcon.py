@@ -132,7 +132,7 @@ def test_what_fast_parsers_change_stays(text):
         (b'{"a" 1}', "not JSON: Expecting ':' delimiter at line 1 column 6"),
         (b'{"a": 1} x', "not JSON: Extra data at line 1 column 10"),
         (b'{"a":\n', "not JSON: Expecting value at line 2 column 1"),
-        (b'["a\x01"]', "not JSON: Invalid control character at at line 1 column 4"),
+        (b'["a\x01"]', "not JSON: Invalid control character at line 1 column 4"),
         (b"", "not JSON: it is empty"),
         (b" \n", "not JSON: it is empty"),
         (b"\xef\xbb\xbf", "not JSON: it is empty"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -242,6 +244,21 @@ def test_what_was_deleted_is_uploaded_again_though_it_is_still_found(server: Ope
     assert server.texts(str(vcon.uuid)) == [vcon.to_bytes()]
 
 
+@pytest.mark.parametrize("half", ["file", "entry"])
+def test_what_is_only_half_there_is_uploaded_again(server: OpenAIFilesServer, save: Save, half: str) -> None:
+    """The file without its entry in the vector store, which the search still finds, or the entry without the file."""
+    vcon = save()
+    [entry] = server.stores["vs_calls"].entries.values()
+    if half == "file":
+        server.stale = [{"file_id": entry["id"], "filename": name_of(vcon), "attributes": entry["attributes"]}]
+        del server.stores["vs_calls"].entries[entry["id"]]
+    else:
+        del server.files[entry["id"]]
+    save(vcon)
+
+    assert server.texts(str(vcon.uuid)) == [vcon.to_bytes()]
+
+
 def test_a_wrong_vector_store_is_told_before_anything_is_uploaded(server: OpenAIFilesServer, save: Save) -> None:
     """So that nothing is left behind."""
     with pytest.raises(StorageError, match=r"cannot save: POST http://.*: answered 404: .*'vs_none' not found"):
@@ -290,6 +307,27 @@ def test_a_file_that_comes_late_goes(server: OpenAIFilesServer, save: Save) -> N
     assert [one.content for one in server.files.values()] == [b"newer"]
 
 
+@pytest.mark.parametrize("newer", ["refused", "gone"])
+def test_a_later_file_that_is_not_there_takes_no_place(server: OpenAIFilesServer, save: Save, newer: str) -> None:
+    """One that the vector store has refused, or that the search still finds when it is deleted."""
+    vcon = two_party_call()
+
+    def order(exchange: Exchange, work: Callable[[], Answer]) -> None:
+        late = server.put(name_of(vcon), b"newer", store="vs_calls")
+        attributes = {"vcon_uuid": vcon.uuid, "sha256": "x", "file_id": late, "uploaded_at": 2_000_000_000}
+        server.stale = [{"file_id": late, "filename": name_of(vcon), "attributes": attributes}]
+        if newer == "gone":
+            del server.files[late], server.stores["vs_calls"].entries[late]
+        else:
+            server.stores["vs_calls"].entries[late]["status"] = "failed"
+        work().send(exchange)
+
+    server.order(ok, ok, ok, order)
+    save(vcon)
+
+    assert server.texts(str(vcon.uuid)) == [vcon.to_bytes()]
+
+
 def test_saves_of_one_vcon_that_meet_leave_one_version(server: OpenAIFilesServer, save: Save) -> None:
     """Also where OpenAI says that they are of the same second."""
     server.uploads_a_second = 4
@@ -304,8 +342,14 @@ def test_saves_of_one_vcon_that_meet_leave_one_version(server: OpenAIFilesServer
     assert len(server.files) == len(server.texts(str(versions[0].uuid))) == 1
 
 
-def test_two_versions_of_one_second_are_in_order(server: OpenAIFilesServer, save: Save) -> None:
-    """The later one is uploaded until OpenAI says that it is the later one."""
+def test_two_versions_of_one_second_are_in_order(
+    server: OpenAIFilesServer, save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The later one is uploaded until OpenAI says that it is the later one, each time after a second."""
+    waits: list[float] = []
+    clock = SimpleNamespace(sleep=waits.append, monotonic=time.monotonic)
+    monkeypatch.setattr(chatgpt_files, "time", clock)
+    monkeypatch.setattr(chatgpt_files, "_TICK_SECS", 1.0)
     server.uploads_a_second = 3
     vcon = two_party_call()
     kept = []
@@ -315,6 +359,7 @@ def test_two_versions_of_one_second_are_in_order(server: OpenAIFilesServer, save
         kept.append(server.texts(str(vcon.uuid)) == [vcon.to_bytes()])
 
     assert kept == [True] * 6
+    assert waits.count(1.0) == server.calls().count("POST /files") - 6 > 0
 
 
 def test_a_clock_that_stands_still_is_told(server: OpenAIFilesServer, save: Save) -> None:
@@ -365,6 +410,30 @@ def test_a_file_that_takes_too_long_is_an_error_and_found_later(server: OpenAIFi
     assert left == 2
     assert [one.content for one in server.files.values()] == [vcon.to_bytes()]
     assert server.calls().count("POST /files") == 2
+
+
+def test_a_file_that_is_refused_late_is_an_error_also_for_the_next_save(server: OpenAIFilesServer, save: Save) -> None:
+    """It waits for what becomes of the file that it finds."""
+    vcon = two_party_call()
+    server.polls = 1_000_000
+    with pytest.raises(StorageError, match=r"is not taken in after 0\.05 s"):
+        save(vcon, processing_secs=0.05)
+    server.polls, server.outcome = 2, "failed"
+
+    with pytest.raises(StorageError, match=r"is failed: invalid_file"):
+        save(vcon)
+
+
+def test_a_vector_store_that_takes_its_time_is_asked_less_and_less(
+    server: OpenAIFilesServer, save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each question counts for the limits of the account."""
+    waits: list[float] = []
+    monkeypatch.setattr(chatgpt_files, "time", SimpleNamespace(sleep=waits.append, monotonic=time.monotonic))
+    server.polls = 6
+    save()
+
+    assert waits == [0.001 * 2**number for number in range(6)]
 
 
 @pytest.mark.parametrize("before", range(6))

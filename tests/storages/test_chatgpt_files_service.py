@@ -14,7 +14,7 @@ from conserver.errors import OutboundError, OutboundStatus
 from storages import chatgpt_files
 from storages.chatgpt_files import Options, service
 from tests.fakes.openai_files_server import KEY, OpenAIFilesServer
-from tests.fakes.orders import Order, status, with_body
+from tests.fakes.orders import Order, ok, status, with_body
 
 WRONG = "sk-proj-wrong-secret-key-9fKe"
 
@@ -167,6 +167,14 @@ def test_what_is_wrong_in_the_options_is_told_by_a_ping(
     """With what to check."""
     with pytest.raises(StorageError, match=f"cannot read: GET {server.url}: {message}"):
         chatgpt_files.ping(options(server, **wrong))
+
+
+def test_a_right_to_read_files_that_is_missing_is_told_by_a_ping(server: OpenAIFilesServer) -> None:
+    """That to read the vector store is another one."""
+    server.order(ok, status(403))
+
+    with pytest.raises(StorageError, match="answered 403; check api_key and its rights"):
+        chatgpt_files.ping(options(server))
 
 
 def test_a_vector_store_that_has_expired_is_told_by_a_ping(server: OpenAIFilesServer) -> None:

@@ -192,6 +192,26 @@ def test_a_save_leaves_one_row(server: DataverseServer, opts: Options, save: Sav
     assert dataverse.get(UUID, opts) == vcon.document
 
 
+def test_the_row_of_our_own_is_the_one_that_stays(server: DataverseServer, opts: Options, save: Save) -> None:
+    """Others may be writing to it at this moment, and nobody can make a second one."""
+    vcon = save(server)
+    server.put(UUID, as_before(vcon, "late"), "00000000-0000-4000-8000-000000000001")
+    save(server, vcon)
+
+    assert list(server.rows) == [UUID]
+    assert dataverse.get(UUID, opts) == vcon.document
+
+
+def test_a_row_that_somebody_else_deletes_first_is_no_error(server: DataverseServer, save: Save) -> None:
+    """Two saves that meet both delete what is left of earlier ones."""
+    vcon = two_party_call(UUID)
+    kept, other = sorted(server.put(UUID, as_before(vcon, "old")) for _ in range(2))
+    server.order(ok, ok, after(lambda: server.rows.pop(other)))
+    save(server, vcon)
+
+    assert list(server.rows) == [kept]
+
+
 def test_a_save_that_breaks_off_is_found_and_finished(server: DataverseServer, opts: Options, save: Save) -> None:
     """The new version is there before the older ones go."""
     vcon = two_party_call(UUID)

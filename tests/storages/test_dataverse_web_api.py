@@ -74,6 +74,14 @@ def test_a_refused_login_says_what_to_check(server: DataverseServer, option: str
     assert server.sign_ins() == (0 if option == "tenant_id" else 1)
 
 
+def test_a_secret_with_a_line_break_behind_it_is_taken(server: DataverseServer) -> None:
+    """As those have that come from a file."""
+    options = server.options()
+    write(Options(**{**options, "client_secret": f"{options['client_secret']}\n"}))
+
+    assert len(server.rows) == 1
+
+
 def test_a_token_that_has_ended_is_replaced(server: DataverseServer, opts: Options) -> None:
     """The request that meets it does not fail."""
     write(opts)

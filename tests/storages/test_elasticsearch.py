@@ -343,6 +343,22 @@ def test_a_clock_that_was_ahead_holds_up_nothing(server: ElasticsearchServer) ->
     assert stored["vcon_parties_agent/0"]["name"] == "Ada Moss"
 
 
+def test_a_clock_that_goes_back_keeps_nothing_alive(
+    server: ElasticsearchServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What only an earlier version had goes all the same, with a save as with a delete."""
+    vcon = two_party_call(UUID)
+    save(server, vcon)
+    monkeypatch.setattr(elasticsearch, "_now", lambda: 1)
+    vcon.parties[0]["role"] = "clerk"
+    save(server, vcon)
+    left = server.stored(UUID).keys() & {"vcon_parties_agent/0", "vcon_parties_clerk/0"}
+
+    assert left == {"vcon_parties_clerk/0"}
+    assert delete(server, UUID) is True
+    assert server.stored(UUID) == {}
+
+
 # Deletes
 
 
@@ -368,6 +384,16 @@ def test_a_delete_that_meets_a_save_goes_on_until_it_is_alone(server: Elasticsea
 
     assert delete(server, UUID) is True
     assert (get(server, UUID), server.stored(UUID)) == (None, {})
+
+
+def test_a_delete_goes_on_where_somebody_else_writes_a_part_meanwhile(server: ElasticsearchServer) -> None:
+    """As the existing conserver, which writes no document; the search has seen the part as it was before."""
+    server.put("vcon_dialog", f"{UUID}_0", {"vcon_id": UUID})
+    skipped = json.dumps({"deleted": 0, "version_conflicts": 1, "timed_out": False, "failures": []}).encode()
+    server.order(ok, ok, lambda exchange, _: exchange.answer(200, skipped, content_type="application/json"))
+
+    assert delete(server, UUID) is True
+    assert server.stored(UUID) == {}
 
 
 def test_a_delete_makes_no_index(server: ElasticsearchServer) -> None:

@@ -45,6 +45,13 @@ def test_a_password_does_as_well_as_a_key(server: ElasticsearchServer) -> None:
     assert [request.headers["authorization"].split()[0] for request in server.requests][::3] == ["Basic", "ApiKey"]
 
 
+def test_a_key_with_a_line_break_behind_it_is_taken(server: ElasticsearchServer) -> None:
+    """As those have that come from a file."""
+    elasticsearch.ping(Options(url=server.url, api_key=f" {API_KEY}\n"))
+
+    assert server.requests[-1].headers["authorization"] == f"ApiKey {API_KEY}"
+
+
 @pytest.mark.parametrize("login", [{}, {"api_key": "wrong-secret"}, {"username": USER, "password": "wrong-secret"}])
 def test_a_login_that_is_refused_is_told_with_the_cure(server: ElasticsearchServer, login: dict[str, Any]) -> None:
     """Once, and without what is secret."""

@@ -296,10 +296,18 @@ def test_an_answer_of_something_else_is_an_error(
         call(server, UUID)
 
 
-@pytest.mark.parametrize("path", ["/vcon_parties,", f"/{DOCUMENTS}/_create", "/_bulk"])
-def test_an_answer_to_a_save_of_something_else_is_an_error(server: ElasticsearchServer, path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        *((path, {"took": 1}) for path in ("/vcon_parties,", f"/{DOCUMENTS}/_create", "/_bulk")),
+        *(("/_bulk", {"items": [item] * 4}) for item in ({"index": 1}, {"index": {"status": "201"}}, {})),
+    ],
+)
+def test_an_answer_to_a_save_of_something_else_is_an_error(
+    server: ElasticsearchServer, path: str, said: dict[str, Any]
+) -> None:
     """The save is not counted as done."""
-    server.order(*at(path, with_body(b'{"took": 1}')))
+    server.order(*at(path, with_body(json.dumps(said).encode())))
 
     with pytest.raises(StorageError, match="the answer is none of Elasticsearch or OpenSearch"):
         save(server, two_party_call(UUID))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,11 +12,12 @@ from uuid import uuid4
 import pytest
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType
 
-from conserver import StorageError, Vcon, outbound, telemetry
+from conserver import StorageError, Vcon, deadline, outbound, telemetry
 from conserver.ambient import Work, working
 from conserver.testing import DATA_RULES, STORAGE_RULES, storage_contract, throwaway_store, two_party_call
 from storages import nats
 from storages.nats import Options
+from storages.nats.server import JetStream
 from tests.nats import PASSWORD, NatsServer, nats_server
 from tests.proxy import proxied
 from tests.waiting import wait_until
@@ -216,6 +218,25 @@ def test_a_lost_acknowledgement_is_no_second_message(server: NatsServer, save: S
         save(server, **away)
 
     assert len(server.messages()) == 2
+
+
+def test_nothing_is_published_once_the_whole_call_is_over(
+    server: NatsServer, save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newer version may be the last message by then."""
+    find = nats._find_or_make_stream
+
+    def late(jetstream: JetStream, opts: Options) -> None:
+        find(jetstream, opts)
+        wait_until(lambda: outbound.secs_left() < 0)
+
+    monkeypatch.setattr(nats, "_find_or_make_stream", late)
+
+    with deadline.until(time.monotonic() + 1), pytest.raises(StorageError, match="time of the whole call is over"):
+        save(server)
+    vcon = save(server)
+
+    assert [message.data for message in server.messages()] == [vcon.to_bytes()]
 
 
 def test_what_was_acknowledged_outlives_a_kill(server: NatsServer, save: Save) -> None:

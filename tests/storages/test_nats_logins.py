@@ -379,3 +379,12 @@ def test_empty_options_are_none() -> None:
     names = ("user", "password", "token", "nkey_seed", "credentials", "credentials_path", "tls_ca", "tls_cert")
 
     assert Options(**dict.fromkeys(names, "")) == Options()
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With how to get it."""
+    monkeypatch.delitem(sys.modules, "storages.nats.connection", raising=False)
+    monkeypatch.setitem(sys.modules, "nats", None)
+
+    with pytest.raises(StorageError, match=r"cannot publish .*\(pip install 'conserver\[nats\]'\)"):
+        nats.ping(Options())

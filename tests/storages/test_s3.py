@@ -280,6 +280,16 @@ def test_a_missing_bucket_is_named(bucket: S3Process) -> None:
         s3.ping(Options(**options(bucket.url, aws_bucket="other")))
 
 
+def test_a_service_that_does_not_answer_is_named() -> None:
+    """With its port, where it is not Amazon's own."""
+    options = Options(
+        aws_bucket="calls", endpoint_url="http://127.0.0.1:1", aws_access_key_id="x", aws_secret_access_key="y"
+    )
+
+    with pytest.raises(StorageError, match=r"cannot list s3://calls/: no answer from 127\.0\.0\.1:1 \("):
+        s3.ping(options)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

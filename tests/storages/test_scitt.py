@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 
-from conserver import StorageError, Vcon, outbound
+from conserver import StorageError, Vcon, deadline, outbound
 from conserver.ambient import Work, working
 from conserver.components import check, load_storage
 from conserver.config import StorageConfig
@@ -66,6 +67,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test begins with closed breakers, and waits that take no time."""
     monkeypatch.setattr(outbound, "_breakers", outbound._Breakers())
     monkeypatch.setattr(outbound, "_sleep", lambda _: None)
+    scitt._registered.clear()
 
 
 @pytest.fixture
@@ -175,15 +177,42 @@ def test_a_second_save_registers_the_same_bytes(service: Service, save: Save) ->
     assert [post.body for post in service.posts] == [service.posts[0].body] * 2
 
 
-def test_a_save_that_was_broken_off_is_done_again_from_the_start(service: Service, save: Save) -> None:
-    """It has failed as a whole, so that no statement is missing in the end."""
+def test_a_save_that_was_broken_off_goes_on_behind_what_is_registered(service: Service, save: Save) -> None:
+    """What no save has the time for is not registered again and again; a log keeps everything."""
     vcon = two_party_call()
     service.order(ok, status(400))
     with pytest.raises(StorageError, match=r"cannot register: POST http://127.0.0.1:\d+: answered 400"):
         save(service, vcon)
     save(service, vcon)
+    between = [one["subject"] for one in service.statements]
+    save(service, vcon)
 
-    assert [one["subject"] for one in service.statements] == [f"tel:{tel}" for tel in (TELS[0], *TELS)]
+    assert between == [f"tel:{tel}" for tel in TELS]
+    assert [one["subject"] for one in service.statements] == between * 2
+
+
+def test_a_statement_whose_receipt_was_wrong_is_registered_again(service: Service, save: Save) -> None:
+    """It counts only with its receipt."""
+    vcon = without_numbers()
+    service.order(with_body(b"no receipt"))
+    with pytest.raises(StorageError, match="receipt"):
+        save(service, vcon)
+    save(service, vcon)
+
+    assert len(service.posts) == 2
+
+
+def test_what_broken_saves_have_registered_is_not_remembered_for_ever(
+    service: Service, save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the latest of it."""
+    monkeypatch.setattr(scitt, "_MOST_REMEMBERED", 2)
+    for _ in range(3):
+        service.order(ok, status(400))
+        with pytest.raises(StorageError, match="answered 400"):
+            save(service)
+
+    assert len(scitt._registered) == 2
 
 
 # The service
@@ -213,6 +242,14 @@ def test_what_is_not_registered_in_time_is_not_saved(service: Service, save: Sav
 
     with pytest.raises(StorageError, match=r"cannot register: the statement was not registered within 0\.1 s"):
         save(service, poll_secs=0.1, poll_every_secs=0.03)
+
+
+def test_what_is_not_registered_when_the_whole_call_ends_is_not_saved(service: Service, save: Save) -> None:
+    """However long it may otherwise take."""
+    service.later = 10**6
+
+    with deadline.until(time.monotonic() + 0.5), pytest.raises(StorageError, match="the statement was not registered"):
+        save(service, poll_secs=60, poll_every_secs=0.03)
 
 
 def test_a_slow_service_is_given_up(service: Service, save: Save) -> None:

@@ -336,6 +336,15 @@ def test_a_right_that_is_missing_is_found_by_the_ping(server: SpaceAndTimeServer
         spaceandtime.ping(Options(**options(server, **biscuits)))
 
 
+@pytest.mark.parametrize("column", ["UUID", "VCON", "CREATED_AT", "SUBJECT", "VCON_JSON"])
+def test_a_column_that_is_missing_is_found_by_the_ping(server: SpaceAndTimeServer, column: str) -> None:
+    """Whichever it is."""
+    server.run(f"ALTER TABLE VCONS RENAME COLUMN {column} TO ANOTHER")
+
+    with pytest.raises(StorageError, match=r"answered 400; is the table there, .* with wide enough columns UUID, VCON"):
+        spaceandtime.ping(Options(**options(server)))
+
+
 def test_without_biscuits_none_are_sent(server: SpaceAndTimeServer) -> None:
     """The gateway may have its own for the key."""
     with pytest.raises(StorageError):
