@@ -7,13 +7,15 @@ not registered, or its receipt is wrong.
 
 It is the same as the link `scitt`, but the receipts are not kept: all storages of a chain get the same version of the
 vCon, so none of them writes to it. A second save registers again; its statements are the same byte for byte, which a
-service can tell. The vCon cannot be had back, and a log that only grows deletes nothing, so there is no `get` and no
-`delete`.
+service can tell. Only where a save has failed, the next one of the process goes on behind what was registered. The vCon
+cannot be had back, and a log that only grows deletes nothing, so there is no `get` and no `delete`.
 
 Reads: the parties' `tel`, and the hash of the whole vCon. Writes: nothing; statements go to the service.
 Needs: conserver[scitt].
 """
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -22,6 +24,11 @@ from pydantic import ConfigDict, Field
 
 from conserver import StorageError, scitt, vcons
 from conserver.errors import ConfigError, OutboundError
+
+#: What saves that failed, or are under way, have registered. Otherwise the statements of one that always takes too long
+#: would come into the log with every attempt, for ever.
+_registered: OrderedDict[bytes, None] = OrderedDict()
+_MOST_REMEMBERED = 10_000
 
 
 class Options(scitt.ScittOptions):
@@ -43,8 +50,13 @@ def save(vcon_uuid: str, opts: Options) -> None:
     with _told():
         signed = [scitt.sign(opts, one) for one in statements]
         keys = scitt.service_keys(opts)  # first: without them no receipt can be checked
-        for statement, message in zip(statements, signed, strict=True):
-            scitt.check_receipt(scitt.register(opts, message).receipt, statement, keys)
+        marks = [hashlib.sha256(f"{opts.scrapi_url} ".encode() + message).digest() for message in signed]
+        for statement, message, mark in zip(statements, signed, marks, strict=True):
+            if mark not in _registered:
+                scitt.check_receipt(scitt.register(opts, message).receipt, statement, keys)
+                _remember(mark)
+    for mark in marks:
+        _registered.pop(mark, None)
 
 
 def ping(opts: Options) -> None:
@@ -52,6 +64,12 @@ def ping(opts: Options) -> None:
     with _told():
         scitt.signing_key(opts)
         scitt.service_keys(opts)
+
+
+def _remember(mark: bytes) -> None:
+    _registered[mark] = None
+    if len(_registered) > _MOST_REMEMBERED:
+        _registered.popitem(last=False)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from conserver import outbound
 from conserver.errors import OutboundError, OutboundStatus
 from conserver.outbound import Backoff, Limits, Retryable
+from conserver.usage import plain_key
 
 
 class Environment(BaseModel):
@@ -36,6 +37,11 @@ class Environment(BaseModel):
     transient_backoff_base_s: float = Field(
         default=0.5, ge=0, description="Seconds until the first repetition; they double. A `Retry-After` is obeyed."
     )
+
+    @field_validator("client_secret", mode="before")
+    @classmethod
+    def _without_line_breaks(cls, value: Any) -> Any:
+        return plain_key(value)
 
     @field_validator("url", "authority")
     @classmethod

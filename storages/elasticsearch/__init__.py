@@ -122,10 +122,8 @@ class _Saving:
         head = {"vcon_id": uuid, "generation": generation, "save": mine, "parts": listed(self._places | stale)}
         written = server.put(uuid, Vcon({**head, "text": self._text}).to_bytes(), before)
         if written is None:
-            # Or it is our own, and the answer was lost.
-            written, _ = server.look(uuid)
-            if written is None or written.save != mine:
-                raise Retryable(f"{self._address}: the vCon is being saved by others all the time")
+            # Or by ourselves, and the answer was lost: then it is what we find the next time.
+            raise Retryable(f"{self._address}: the vCon is being saved by others all the time")
         outcome = server.write(uuid, generation, stale, self._parts)
         if outcome.dropped:
             raise Retryable(f"{self._address}: an index of parts was deleted meanwhile")

@@ -29,7 +29,7 @@ def ask(
         headers=headers,
         body=body,
         limits=Limits.within(opts.timeout, max_bytes=_MOST_BYTES),
-        repeatable=True,  # what came twice has an equal version, or is known by its `save`
+        repeatable=True,  # what came twice has an equal version, or is refused, and then all is begun anew
         quote_answer=quote_answer,
         ca_file=opts.ca_certs,
     )

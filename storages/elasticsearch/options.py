@@ -91,7 +91,8 @@ class Options(BaseModel):
     def authorization(self) -> str:
         """The header of this name; '' where no login is given."""
         if self.api_key is not None:
-            return f"ApiKey {self.api_key.get_secret_value()}"
+            # A line break at its end is what a key gets on its way through a file.
+            return f"ApiKey {self.api_key.get_secret_value().strip()}"
         if self.username is None or self.password is None:
             return ""
         login = f"{self.username}:{self.password.get_secret_value()}".encode()

@@ -171,6 +171,9 @@ class JetStream:
             raise Away("JetStream does not answer; is it enabled, and does it have a leader?") from None
 
     def _ask(self, subject: str, body: bytes, headers: dict[str, str] | None = None) -> dict[str, Any]:
+        if outbound.secs_left() <= 0:
+            # Nobody waits for it any more, and a newer version may have been published meanwhile.
+            raise Away("the time of the whole call is over")
         try:
             answer = self._connection.ask(subject, body, headers)
         except Away:
@@ -189,7 +192,10 @@ class JetStream:
 
 def run(action: str, opts: Server, work: Callable[[JetStream], T]) -> T:
     """Call *work* with JetStream, and repeat what may go better."""
-    from .connection import connection
+    try:
+        from .connection import connection
+    except ModuleNotFoundError as error:
+        raise StorageError(f"cannot {action}: {error} (pip install 'conserver[nats]')") from error
 
     def attempt() -> T:
         try:
