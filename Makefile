@@ -2,8 +2,8 @@
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
-WORKERS ?= 2
-# They wait more than they work.
+# Tests wait about as long as they work, those of faults longer.
+WORKERS ?= 3
 FAULT_WORKERS ?= 4
 MINUTES ?= 30
 
@@ -27,7 +27,7 @@ run: ## start the conserver on config.yml with its own server; the first time it
 	$(call set_up)
 	@exec $(BIN)/conserver run --examples examples
 
-test: ## run the tests (WORKERS=2 processes)
+test: ## run the tests (WORKERS=3 processes)
 	$(call set_up,test)
 	@$(BIN)/python -m pytest -n $(WORKERS)
 

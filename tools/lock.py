@@ -52,7 +52,16 @@ def resolve(version: str) -> dict[str, str]:
         subprocess.run(
             [
                 *(f"{folder}/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
-                *("--dry-run", "--ignore-installed", "--only-binary", ":all:", "--no-binary", SOURCE_ONLY, "--report", str(report)),
+                *(
+                    "--dry-run",
+                    "--ignore-installed",
+                    "--only-binary",
+                    ":all:",
+                    "--no-binary",
+                    SOURCE_ONLY,
+                    "--report",
+                    str(report),
+                ),
                 *(f"{ROOT}[test-long,transformers,whisper,dev]", *ALSO),
             ],
             check=True,
