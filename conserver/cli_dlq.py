@@ -155,10 +155,11 @@ def dlq_replay(storage: StorageName, most: Most = None) -> None:
     with serving(settings) as server:
         # Where components look that have no server of their own, as in a worker.
         os.environ["REDIS_URL"] = server.url
-        target, storages = names.load_storages(settings, names.dead_letters_of(storage).removeprefix("storage:"))
+        target, storages, broken = names.load_storages(
+            settings, names.dead_letters_of(storage).removeprefix("storage:")
+        )
         store = VconStore(server.url, settings, lambda uuid: read_through(storages, uuid))
-        others = [storage.name for storage in storages]
-        done = Replay(Queue(server.url, "dlq"), store, target, settings, others).run(most=most)
+        done = Replay(Queue(server.url, "dlq"), store, target, settings, storages, broken).run(most=most)
     typer.echo(f"{number(done.saved, 'vCon')} saved to {target.name!r}, {number(done.left, 'dead letter')} left")
     for uuid in done.missing:
         typer.echo(f"{uuid} is nowhere any more: conserver dlq drop storage:{target.name} {uuid}")

@@ -16,7 +16,7 @@ from conserver import connection
 from conserver.differences import where_differs
 from conserver.errors import ConserverError, NotAVcon, ServerError, StorageError, VconNotFound
 from conserver.kept_lock import kept_lock
-from conserver.places import Place, in_threads, text_in_redis
+from conserver.places import Place, in_threads
 from conserver.run import SAVE_ROUNDS
 from conserver.store import VconStore
 from conserver.vcon import Vcon
@@ -182,7 +182,7 @@ class Copying:
         for _ in range(SAVE_ROUNDS):
             # Before anything else: a version that is written to Redis later is seen below, one that was written before
             # and not saved yet is seen here.
-            text = text_in_redis(self._store, uuid)
+            text = self._store.text(uuid)
             if self._store.is_erased(uuid):
                 return Copied(uuid, "erased")
             document = self._source.get(uuid)
@@ -205,7 +205,7 @@ class Copying:
             if not self._target.put(uuid, document):
                 return Copied(uuid, "erased")
             done = done or ("copied" if held is None else "overwritten")
-            if text_in_redis(self._store, uuid) == text:
+            if self._store.text(uuid) == text:
                 return Copied(uuid, done)
         raise StorageError("it is changed all the time")
 

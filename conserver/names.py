@@ -56,8 +56,11 @@ def dead_letters(queue: Queue, name: str) -> Iterator[tuple[bytes, dict[str, Any
         start += len(page)
 
 
-def load_storages(settings: Settings, name: str) -> tuple[Storage, list[Storage]]:
-    """Return the storage *name* of the config, and all that can be used; ConfigError with the cure if it cannot."""
+def load_storages(settings: Settings, name: str) -> tuple[Storage, list[Storage], list[str]]:
+    """Return the storage *name* of the config, all that can be used, and the names of those that cannot.
+
+    ConfigError with the cure if *name* is one of these.
+    """
     config, findings = load_config(settings.config_file)
     if config is None:
         errors = [finding for finding in findings if finding.level == "error"]
@@ -68,4 +71,4 @@ def load_storages(settings: Settings, name: str) -> tuple[Storage, list[Storage]
     if name in broken:
         raise broken[name]
     # One of the others that is broken cannot give vCons back; the one that is wanted can be saved to all the same.
-    return usable[name], list(usable.values())
+    return usable[name], list(usable.values()), list(broken)

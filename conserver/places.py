@@ -24,7 +24,6 @@ from conserver.run import SAVE_ROUNDS
 from conserver.settings import Settings
 from conserver.storage_calls import StorageCall
 from conserver.store import VconStore
-from conserver.talk import hold
 from conserver.vcon import Vcon
 from conserver.vcon_forms import is_uuid
 from conserver.vcon_json import copied
@@ -101,11 +100,11 @@ class Place:
     def put_newest(self, uuid: str) -> None:
         """Let it save what Redis holds, until that is what was saved; VconNotFound if Redis does not hold the vCon."""
         for _ in range(SAVE_ROUNDS):
-            text = text_in_redis(self._store, uuid)
+            text = self._store.text(uuid)
             if text is None:
                 raise VconNotFound(f"vCon {uuid} is not in Redis any more")
             self.put(uuid, Vcon.parse(text).document)
-            if text_in_redis(self._store, uuid) == text:
+            if self._store.text(uuid) == text:
                 return
         raise StorageError(f"vCon {uuid} is changed all the time")
 
@@ -241,11 +240,6 @@ def _trouble(call: StorageCall) -> str:
     except StorageError as error:
         return str(error)
     return ""
-
-
-def text_in_redis(store: VconStore, uuid: str) -> bytes | None:
-    """Return what Redis holds, or None; no storage is asked. NotAVcon if the key holds something else."""
-    return hold(store.reading(uuid), store.client.call)
 
 
 _END = object()

@@ -16,13 +16,15 @@ from conserver import connection
 from conserver.ambient import Work, working
 from conserver.claims import storage_dead_list
 from conserver.components import Storage
-from conserver.errors import ConserverError, ServerError, StorageError, VconNotFound
+from conserver.differences import where_differs
+from conserver.errors import ConserverError, NotAVcon, ServerError, StorageError, VconNotFound
 from conserver.kept_lock import kept_lock
 from conserver.queue import Queue
 from conserver.run import SAVE_ROUNDS
 from conserver.settings import Settings
 from conserver.storage_calls import StorageCall
 from conserver.store import VconStore
+from conserver.vcon import Vcon
 from conserver.vcon_forms import is_uuid
 
 #: A lock that is not renewed for this long was left by a process that died.
@@ -60,15 +62,23 @@ class Replay:
     """The replay of one storage's dead letters."""
 
     def __init__(
-        self, queue: Queue, store: VconStore, storage: Storage, settings: Settings, storages: Collection[str] = ()
+        self,
+        queue: Queue,
+        store: VconStore,
+        storage: Storage,
+        settings: Settings,
+        storages: Sequence[Storage] = (),
+        broken: Collection[str] = (),
     ) -> None:
-        """*storages* are the names of all storages: a copy in Redis expires once none of them lacks the vCon."""
+        """A copy in Redis expires once none of *storages*, nor of the *broken* ones that cannot be asked, lacks it."""
         self._queue = queue
         self._store = store
         self._storage = storage
         self._settings = settings
         self._name = f"storage:{storage.name}"
-        self._others = [f"storage:{name}" for name in storages if name != storage.name]
+        names = [*(other.name for other in storages), *broken]
+        self._others = [f"storage:{name}" for name in names if name != storage.name]
+        self._givers = [other for other in storages if other.get is not None and other.name != storage.name]
         self._lock = f"conserver:{{{storage_dead_list(storage.name)}}}:replay"
         self._client = connection.once(store.url, "replay")
 
@@ -173,12 +183,28 @@ class Replay:
 
     def _let_expire(self, uuid: str, version: str) -> bool:
         secs = self._settings.redis_expiry_secs
-        if not secs or self._storage.get is None or self._queue.is_dead(uuid, self._others):
+        if not secs or self._queue.is_dead(uuid, self._others):
+            return False
+        if self._storage.get is None and not self._is_held_elsewhere(uuid):
             return False
         # A full server lets it expire, and refuses what belongs to the index: then more room is what is needed most.
         with suppress(ServerError):
             self._store.expire([(uuid, version, secs)])
         return True
+
+    def _is_held_elsewhere(self, uuid: str) -> bool:
+        """Say whether another storage gives back what Redis holds."""
+        text = self._store.text(uuid)
+        if text is None:
+            return False
+        document = Vcon.parse(text).document
+        for storage in self._givers:
+            get: Any = storage.get
+            with suppress(StorageError, NotAVcon):
+                found = StorageCall(storage, get, uuid, self._settings.storage_timeout_secs).result()
+                if found is not None and not where_differs(document, found):
+                    return True
+        return False
 
 
 def _pick(page: Sequence[bytes], wanted: Callable[[str], bool], most: int) -> tuple[list[str], int]:

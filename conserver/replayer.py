@@ -54,7 +54,7 @@ def serve(url: str, settings: Settings, config: Config, stopping: threading.Even
     )
     queue = Queue(url, "replayer")
     replayers = [
-        Replayer(queue, Replay(queue, store, storage, settings, list(config.storages)), storage, stopping)
+        Replayer(queue, Replay(queue, store, storage, settings, list(storages.values()), broken), storage, stopping)
         for name, storage in storages.items()
         if config.storages[name].replay
     ]

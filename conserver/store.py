@@ -69,7 +69,7 @@ class VconStore:
         A vCon that is not in Redis is fetched from the storages and cached; with *expires* the cached copy goes
         away by itself, since a storage holds it.
         """
-        text = hold(self.reading(uuid), self.client.call)
+        text = self.text(uuid)
         return text if text is not None else self._fetch(uuid, expires=expires)
 
     def _fetch(self, uuid: str, *, expires: bool) -> bytes:
@@ -104,6 +104,10 @@ class VconStore:
         if expires and self._settings.redis_expiry_secs:
             self.expire([(uuid, digest(text), self._settings.redis_expiry_secs)])
         return text
+
+    def text(self, uuid: str) -> bytes | None:
+        """Return what Redis holds, or None; no storage is asked. NotAVcon if the key holds something else."""
+        return hold(self.reading(uuid), self.client.call)
 
     def newest(self, uuid: str) -> bytes | None:
         """Return the stored text after asking the storages too, or None if nobody has the vCon."""

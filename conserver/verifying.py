@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from conserver.differences import is_newer, where_differs
 from conserver.errors import NotAVcon, StorageError, VconNotFound
-from conserver.places import Place, in_threads, text_in_redis
+from conserver.places import Place, in_threads
 from conserver.queue import Queue
 from conserver.records import PLACES, Records
 from conserver.store import VconStore
@@ -101,7 +101,7 @@ class Verification:
 
     def _look(self, uuid: str) -> _Look:
         try:
-            text = text_in_redis(self._store, uuid)
+            text = self._store.text(uuid)
             if text is None:
                 return _Look(Verdict(uuid, "gone"))
             document = Vcon.parse(text).document

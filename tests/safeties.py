@@ -822,7 +822,7 @@ MUTANTS = (
         "copying.py",
         "test_copying.py::test_a_chain_that_saves_meanwhile_is_not_undone",
         """done = done or ("copied" if held is None else "overwritten")
-            if text_in_redis(self._store, uuid) == text:""",
+            if self._store.text(uuid) == text:""",
         """done = done or ("copied" if held is None else "overwritten")
             if True:""",
     ),

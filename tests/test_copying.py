@@ -12,7 +12,7 @@ from redis import Redis
 
 from conserver.copying import Copied, Copying, CopyRuns
 from conserver.errors import StorageError
-from conserver.places import PlaceDown, text_in_redis
+from conserver.places import PlaceDown
 from conserver.settings import Settings
 from conserver.store import VconStore
 from conserver.testing import two_party_call
@@ -56,7 +56,7 @@ def test_what_is_copied_is_what_the_storage_gave(setup: Setup, redis: Redis) -> 
     assert setup.new.held == setup.old.held
     assert redis.keys("*") == []
     assert setup.states() == {"equal": 2}
-    assert text_in_redis(setup.store, uuid) is None
+    assert setup.store.text(uuid) is None
 
 
 def test_what_differs_is_left(setup: Setup) -> None:

@@ -18,7 +18,6 @@ from conserver.places import (
     PlaceDown,
     in_threads,
     ping_all,
-    text_in_redis,
 )
 from conserver.settings import Settings
 from conserver.store import VconStore
@@ -43,7 +42,7 @@ def test_what_is_put_goes_past_redis(store: VconStore) -> None:
 
     assert kept is True
     assert shelf.get(document["uuid"], {}) == document
-    assert text_in_redis(store, document["uuid"]) is None
+    assert store.text(document["uuid"]) is None
 
 
 def test_a_storage_may_not_change_vcons_while_it_saves(store: VconStore) -> None:

@@ -50,7 +50,8 @@ class Setup:
     def replay(self, save: Callable[[str, Any], Any] | None = None, **how: Any) -> Any:
         more = {name: how.pop(name) for name in ("timeout", "get", "delete") if name in how}
         storage = Storage("files", "storages.files", save or self.save, {}, **more)
-        return Replay(self.queue, self.store, storage, Settings(), ["files", "other"]).run(**how)
+        others = how.pop("others", ())
+        return Replay(self.queue, self.store, storage, Settings(), [storage, *others], ["other"]).run(**how)
 
 
 @pytest.fixture
@@ -368,3 +369,19 @@ def test_one_replay_after_the_other_takes_no_new_connections(setup: Setup) -> No
         replay.run()
 
     assert setup.redis.info("stats")["total_connections_received"] - before <= 2
+
+
+def test_a_copy_expires_that_another_storage_gives_back(setup: Setup) -> None:
+    """The storage that has caught up cannot; the one that can must hold this very version."""
+    same, older, nowhere = setup.vcon(), setup.vcon(), setup.vcon()
+    held = {uuid: setup.store.get(uuid).document for uuid in (same, older)}
+    with setup.store.edit(older) as vcon:
+        vcon.document["subject"] = "changed since"
+    down = Storage("down", "storages.down", setup.save, {}, get=lambda uuid, options: 1 / 0)
+    keeps = Storage("keeps", "storages.keeps", setup.save, {}, get=lambda uuid, options: held.get(uuid))
+    setup.bury(same, older, nowhere)
+    setup.replay(others=[down, keeps])
+
+    lives = [setup.redis.ttl(f"vcon:{uuid}") for uuid in (same, older, nowhere)]
+    assert 0 < lives[0] <= 3600
+    assert lives[1:] == [-1, -1]

@@ -226,9 +226,8 @@ def _replayed(api: Api, name: str, count: int) -> Replayed:
     storage = next((storage for storage in good if storage.name == name), None)
     if storage is None:
         raise _no_storage(api, name)
-    others = [*(storage.name for storage in good), *bad]
     try:
-        return Replay(api.queue, api.store, storage, api.settings, others).run(most=count)
+        return Replay(api.queue, api.store, storage, api.settings, good, bad).run(most=count)
     except ReplayRuns as error:
         raise Problem(409, "replay-runs", str(error)) from error
 

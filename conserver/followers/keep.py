@@ -8,7 +8,6 @@ from conserver.errors import NotAVcon, VconConflict
 from conserver.followers.record import Record
 from conserver.store import VconStore
 from conserver.stored import digest, refused
-from conserver.talk import hold
 from conserver.terms import keys_of_text
 from conserver.vcon import Vcon, load
 from conserver.vcon_json import canonical
@@ -27,7 +26,7 @@ def keep(vcon: Vcon, store: VconStore, record: Record) -> None:
     followed = record.version(uuid)
     for _ in range(_TRIES):
         # Storages are asked only for what may be there.
-        current = store.newest(uuid) if followed else hold(store.reading(uuid), store.client.call)
+        current = store.newest(uuid) if followed else store.text(uuid)
         here = _version_of(current) if current is not None else ""
         if current is None:
             stored = store.create(vcon) != "exists"
