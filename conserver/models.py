@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic import AliasChoices, BaseModel, Field, SecretStr, field_validator, model_validator
 
@@ -168,6 +168,26 @@ def service_of(options: ModelOptions) -> Service | None:
         # A service without keys still gets one: the SDK does not start without.
         return Service("openai", options.base_url or OPENAI_URL, key or "none", "", *more)
     return None
+
+
+def endpoint(options: ModelOptions, path: str) -> tuple[str, dict[str, str]]:
+    """Return the URL of `path` (`embeddings`) at the service, and the headers that it wants, for plain HTTP.
+
+    ConfigError if the options name no service.
+    """
+    service = service_of(options)
+    if service is None:
+        raise ConfigError("no model service in the options")
+    base = service.url.rstrip("/")
+    if service.kind == "azure":
+        deployment = f"{base}/openai/deployments/{quote(options.model, safe='')}"
+        return f"{deployment}/{path}?api-version={service.api_version}", {"api-key": service.api_key}
+    headers = {"Authorization": f"Bearer {service.api_key}"}
+    if service.organization:
+        headers["OpenAI-Organization"] = service.organization
+    if service.project:
+        headers["OpenAI-Project"] = service.project
+    return f"{base}/{path}", headers
 
 
 def vendor_of(options: ModelOptions) -> str:

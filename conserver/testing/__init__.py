@@ -27,6 +27,7 @@ from conserver.testing.links import Given, Trial, run_link, try_link
 from conserver.testing.storages import (
     DATA_RULES,
     LIST_RULES,
+    ONE_WAY_RULES,
     STORAGE_RULES,
     UNREACHABLE,
     Backend,
@@ -42,6 +43,7 @@ except ImportError:  # `conserver try` runs links where nobody tests
 __all__ = [
     "DATA_RULES",
     "LIST_RULES",
+    "ONE_WAY_RULES",
     "STORAGE_RULES",
     "UNREACHABLE",
     "Backend",

@@ -13,7 +13,16 @@ from conserver.testing import documents, outages
 from conserver.testing.calls import throwaway_store
 from conserver.testing.case import Backend, Case
 
-__all__ = ["DATA_RULES", "LIST_RULES", "STORAGE_RULES", "UNREACHABLE", "Backend", "Case", "storage_contract"]
+__all__ = [
+    "DATA_RULES",
+    "LIST_RULES",
+    "ONE_WAY_RULES",
+    "STORAGE_RULES",
+    "UNREACHABLE",
+    "Backend",
+    "Case",
+    "storage_contract",
+]
 
 _OPTIONAL = ("get", "delete", "ping", "list_uuids")
 UNREACHABLE = "a server that is not there is a StorageError, soon and without secrets"
@@ -54,6 +63,8 @@ DATA_RULES = tuple(_DATA)
 """The rules about what a storage holds, which need nothing but its options."""
 STORAGE_RULES = (*_DATA, *_OUTAGES)
 """All rules but LIST_RULES; those about a server that is away need to be given one."""
+ONE_WAY_RULES = tuple(rule for rule in STORAGE_RULES if "get" not in _RULES[rule][0])
+"""Those of STORAGE_RULES for a storage that cannot give back what it was given."""
 LIST_RULES = tuple(_LIST)
 """The rules about `list_uuids`, which few storages have."""
 

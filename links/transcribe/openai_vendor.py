@@ -1,12 +1,10 @@
 """OpenAI's transcriptions, and those of Azure, LiteLLM and whatever is compatible; long audio goes in pieces."""
 
 from typing import Any, Literal
-from urllib.parse import quote
 
 from pydantic import Field
 
 from conserver import media, models, usage
-from conserver.errors import ConfigError
 
 from .chunks import Cutting, Piece, pieces
 from .service import AudioOptions, Transcript, ask, multipart, text_of
@@ -68,7 +66,7 @@ def _sum(usages: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _transcribe(piece: Piece, opts: OpenaiOptions, vcon_uuid: str) -> dict[str, Any]:
-    url, headers = _where(opts)
+    url, headers = models.endpoint(opts, "audio/transcriptions")
     fields = {"model": opts.model, "response_format": opts.response_format}
     if opts.language:
         fields["language"] = opts.language
@@ -79,22 +77,6 @@ def _transcribe(piece: Piece, opts: OpenaiOptions, vcon_uuid: str) -> dict[str, 
     text_of(answer, url)
     _account(answer.get("usage"), opts, vcon_uuid)
     return answer
-
-
-def _where(opts: OpenaiOptions) -> tuple[str, dict[str, str]]:
-    service = models.service_of(opts)
-    if service is None:
-        raise ConfigError("no model service in the options of the link")
-    base = service.url.rstrip("/")
-    if service.kind == "azure":
-        deployment = f"{base}/openai/deployments/{quote(opts.model, safe='')}"
-        return f"{deployment}/audio/transcriptions?api-version={service.api_version}", {"api-key": service.api_key}
-    headers = {"Authorization": f"Bearer {service.api_key}"}
-    if service.organization:
-        headers["OpenAI-Organization"] = service.organization
-    if service.project:
-        headers["OpenAI-Project"] = service.project
-    return f"{base}/audio/transcriptions", headers
 
 
 def _account(used: Any, opts: OpenaiOptions, vcon_uuid: str) -> None:

@@ -3,10 +3,9 @@
 import json
 import math
 from typing import Any
-from urllib.parse import quote
 
 from conserver import models, outbound
-from conserver.errors import ConfigError, OutboundError, OutboundStatus
+from conserver.errors import OutboundError, OutboundStatus
 from conserver.outbound import Answer, Backoff, Limits
 
 from .options import Options
@@ -58,7 +57,7 @@ def _mean(vectors: list[list[float]], weights: list[int]) -> list[float]:
 
 
 def _embed(text: str, opts: Options, vcon_uuid: str) -> list[float]:
-    url, headers = _where(opts)
+    url, headers = models.endpoint(opts, "embeddings")
     try:
         answer = outbound.request(
             "POST",
@@ -83,22 +82,6 @@ def _embed(text: str, opts: Options, vcon_uuid: str) -> list[float]:
     found = answer.json()
     _account(found, opts, vcon_uuid)
     return _vector(found, answer, opts.embedding_dim)
-
-
-def _where(opts: Options) -> tuple[str, dict[str, str]]:
-    service = models.service_of(opts)
-    if service is None:
-        raise ConfigError("no model service in the options of the storage")
-    base = service.url.rstrip("/")
-    if service.kind == "azure":
-        deployment = f"{base}/openai/deployments/{quote(opts.model, safe='')}"
-        return f"{deployment}/embeddings?api-version={service.api_version}", {"api-key": service.api_key}
-    headers = {"Authorization": f"Bearer {service.api_key}"}
-    if service.organization:
-        headers["OpenAI-Organization"] = service.organization
-    if service.project:
-        headers["OpenAI-Project"] = service.project
-    return f"{base}/embeddings", headers
 
 
 def _vector(found: Any, answer: Answer, dimensions: int) -> list[float]:

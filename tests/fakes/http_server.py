@@ -109,3 +109,9 @@ class HttpServer:
         self._closing.set()
         self._server.shutdown()
         self._server.server_close()
+
+
+def say_nothing(exchange: Exchange) -> None:
+    """Take the request, and let whoever has sent it wait."""
+    exchange.pause(30)
+    exchange.cut()

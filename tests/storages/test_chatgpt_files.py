@@ -13,12 +13,17 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from conserver import StorageError, Vcon, outbound
+from conserver import StorageError, Vcon
 from conserver.ambient import Work, working
-from conserver.testing import DATA_RULES, STORAGE_RULES, storage_contract, throwaway_store, two_party_call
+from conserver.testing import (
+    ONE_WAY_RULES,
+    storage_contract,
+    throwaway_store,
+    two_party_call,
+)
 from storages import chatgpt_files
 from storages.chatgpt_files import Options, service
-from tests.fakes.http_server import Exchange, HttpServer
+from tests.fakes.http_server import Exchange, HttpServer, say_nothing
 from tests.fakes.openai_files_server import KEY, ORGANIZATION, PROJECT, OpenAIFilesServer
 from tests.fakes.orders import Answer, cut, ok, status, with_body
 
@@ -32,9 +37,7 @@ FIRST = ["POST STORE/search", "GET /files", "POST /files", "POST STORE/files", "
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test begins with closed breakers, and waits that take no time."""
-    monkeypatch.setattr(outbound, "_breakers", outbound._Breakers())
-    monkeypatch.setattr(outbound, "_sleep", lambda _: None)
+    """Waits for the service take no time either."""
     monkeypatch.setattr(chatgpt_files, "_FIRST_PAUSE_SECS", 0.001)
     monkeypatch.setattr(chatgpt_files, "_TICK_SECS", 0.001)
 
@@ -61,11 +64,6 @@ def name_of(vcon: Vcon) -> str:
     return f"{vcon.uuid}.vcon.json"
 
 
-def say_nothing(exchange: Exchange) -> None:
-    exchange.pause(30)
-    exchange.cut()
-
-
 @pytest.fixture
 def save(server: OpenAIFilesServer) -> Save:
     """Save a vCon, and return it."""
@@ -81,18 +79,7 @@ def save(server: OpenAIFilesServer) -> Save:
     return saved
 
 
-#: Those of the rules about data that need no `get`, and those about a server that is away.
-RULES = [
-    "a vCon can be saved",
-    "a missing vCon is an error",
-    "the options stay as they are",
-    "16 threads may save at once",
-    "ping says that it works",
-    *(rule for rule in STORAGE_RULES if rule not in DATA_RULES),
-]
-
-
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ONE_WAY_RULES)
 def test_the_contract_of_storages(server: OpenAIFilesServer, rule: str) -> None:
     """The rules for every storage hold, but for those about `get`, which there is not."""
     with HttpServer(say_nothing) as silent:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from conserver import StorageError, Vcon, outbound, outbound_wire
+from conserver import StorageError, Vcon, outbound_wire
 from conserver.ambient import Work, working
 from conserver.testing import STORAGE_RULES, storage_contract, throwaway_store, two_party_call
 from storages import dataverse
 from storages.dataverse import Options, web_api
 from tests.fakes.dataverse_server import SECRET, TOKEN, DataverseServer, TlsServer, refused, trust
-from tests.fakes.http_server import Exchange
+from tests.fakes.http_server import Exchange, say_nothing
 from tests.fakes.orders import Answer, Order, ok, with_body
 
 Save = Callable[..., Vcon]
@@ -27,10 +27,8 @@ RULES = [rule for rule in STORAGE_RULES if rule != "5 MB come back"]
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test begins with closed breakers and without tokens, and waits take no time."""
+    """Every test begins without tokens, and trusts the server of the tests."""
     trusting = trust()
-    monkeypatch.setattr(outbound, "_breakers", outbound._Breakers())
-    monkeypatch.setattr(outbound, "_sleep", lambda _: None)
     monkeypatch.setattr(outbound_wire, "_tls", lambda: trusting)
     monkeypatch.setattr(web_api, "_apps", {})
     outbound_wire.close_connections()
@@ -54,11 +52,6 @@ def server(same_server: DataverseServer) -> DataverseServer:
 @pytest.fixture
 def opts(server: DataverseServer) -> Options:
     return Options(**server.options())
-
-
-def say_nothing(exchange: Exchange) -> None:
-    exchange.pause(30)
-    exchange.cut()
 
 
 @pytest.fixture

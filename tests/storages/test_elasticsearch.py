@@ -10,20 +10,13 @@ from typing import Any
 
 import pytest
 
-from conserver import StorageError, Vcon, outbound
+from conserver import StorageError, Vcon
 from conserver.testing import STORAGE_RULES, storage_contract, two_party_call
 from storages import elasticsearch
 from tests.fakes.elasticsearch_server import API_KEY, PASSWORD, ElasticsearchServer
 from tests.fakes.http_server import Exchange, HttpServer
 from tests.fakes.orders import cut, ok, status
 from tests.storages.elasticsearch_saves import DOCUMENTS, UUID, at, before, delete, get, options, save
-
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test begins with closed breakers, and waits that take no time."""
-    monkeypatch.setattr(outbound, "_breakers", outbound._Breakers())
-    monkeypatch.setattr(outbound, "_sleep", lambda _: None)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from conserver import StorageError, outbound
+from conserver import StorageError
 from conserver.outbound import close_connections
 from storages import elasticsearch
 from storages.elasticsearch import Options
@@ -21,13 +21,6 @@ from tests.fakes.elasticsearch_server import API_KEY, PASSWORD, USER, Elasticsea
 from tests.fakes.orders import with_body
 from tests.servers import Authority
 from tests.storages.elasticsearch_saves import DOCUMENTS, UUID, get, options
-
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test begins with closed breakers, and waits that take no time."""
-    monkeypatch.setattr(outbound, "_breakers", outbound._Breakers())
-    monkeypatch.setattr(outbound, "_sleep", lambda _: None)
 
 
 @pytest.fixture

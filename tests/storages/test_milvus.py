@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from conserver import StorageError, Vcon, outbound
+from conserver import StorageError, Vcon
 from conserver.ambient import Work, working
 from conserver.errors import OutboundError
 from conserver.telemetry import metrics
@@ -23,13 +23,6 @@ from tests.fakes.model_server import ModelServer, cut, empty_choices, invalid_js
 
 UUID = "0190c0de-1234-8567-8000-000000000001"
 KEY = "sk-very-secret"
-
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test begins with closed breakers, and waits that take no time."""
-    monkeypatch.setattr(outbound, "_breakers", outbound._Breakers())
-    monkeypatch.setattr(outbound, "_sleep", lambda _: None)
 
 
 @pytest.fixture

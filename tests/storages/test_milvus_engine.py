@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,11 +16,16 @@ import pytest
 from conserver import StorageError, Vcon, outbound
 from conserver.ambient import Work, working
 from conserver.telemetry import metrics
-from conserver.testing import DATA_RULES, STORAGE_RULES, storage_contract, throwaway_store, two_party_call
+from conserver.testing import (
+    ONE_WAY_RULES,
+    storage_contract,
+    throwaway_store,
+    two_party_call,
+)
 from storages import milvus
 from storages.milvus import Options
 from tests.conftest import missing
-from tests.fakes.http_server import Exchange, HttpServer
+from tests.fakes.http_server import HttpServer, say_nothing
 from tests.fakes.model_server import ModelServer, status
 
 pytestmark = pytest.mark.long
@@ -43,8 +49,8 @@ OLD_FIELDS = {
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test begins with closed breakers."""
-    monkeypatch.setattr(outbound, "_breakers", outbound._Breakers())
+    """The engine takes its time."""
+    monkeypatch.setattr(outbound, "_sleep", time.sleep)
 
 
 @pytest.fixture(scope="module")
@@ -114,23 +120,7 @@ def calls_of(service: ModelServer, action: Callable[[], object]) -> int:
     return len(service.calls) - before
 
 
-def say_nothing(exchange: Exchange) -> None:
-    exchange.pause(30)
-    exchange.cut()
-
-
-#: Those of the rules about data that need no `get`, and those about a server that is away.
-RULES = [
-    "a vCon can be saved",
-    "a missing vCon is an error",
-    "the options stay as they are",
-    "16 threads may save at once",
-    "ping says that it works",
-    *(rule for rule in STORAGE_RULES if rule not in DATA_RULES),
-]
-
-
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ONE_WAY_RULES)
 def test_the_contract_of_storages(engine: Any, gate: Any, given: dict[str, Any], rule: str) -> None:
     """The rules for every storage hold, but for those about `get`, which there is not."""
     with HttpServer(say_nothing) as silent:

@@ -11,7 +11,7 @@ import pytest
 from bson import Int64
 from pydantic import ValidationError
 
-from conserver import StorageError, Vcon, outbound
+from conserver import StorageError, Vcon
 from conserver.ambient import Work, working
 from conserver.testing import DATA_RULES, STORAGE_RULES, difference, storage_contract, throwaway_store, two_party_call
 from storages import mongo
@@ -20,13 +20,6 @@ from tests.fakes.mongo_server import PASSWORD, MongoServer
 
 Save = Callable[..., Vcon]
 UUID = "018f0000-0000-8000-8abc-000000000001"
-
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test begins with closed breakers, and waits that take no time."""
-    monkeypatch.setattr(outbound, "_breakers", outbound._Breakers())
-    monkeypatch.setattr(outbound, "_sleep", lambda _: None)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,12 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType
 
 from conserver import StorageError, Vcon, deadline, outbound, telemetry
 from conserver.ambient import Work, working
-from conserver.testing import DATA_RULES, STORAGE_RULES, storage_contract, throwaway_store, two_party_call
+from conserver.testing import (
+    ONE_WAY_RULES,
+    storage_contract,
+    throwaway_store,
+    two_party_call,
+)
 from storages import nats
 from storages.nats import Options
 from storages.nats.server import JetStream
@@ -24,13 +29,6 @@ from tests.waiting import wait_until
 
 Save = Callable[..., Vcon]
 UUID = "0190c0de-1234-8567-8000-000000000001"
-
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test begins with closed breakers, and waits that take no time."""
-    monkeypatch.setattr(outbound, "_breakers", outbound._Breakers())
-    monkeypatch.setattr(outbound, "_sleep", lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -62,18 +60,7 @@ def save() -> Save:
     return saved
 
 
-#: Those of the rules about data that need no `get`, and those about a server that is away.
-RULES = [
-    "a vCon can be saved",
-    "a missing vCon is an error",
-    "the options stay as they are",
-    "16 threads may save at once",
-    "ping says that it works",
-    *(rule for rule in STORAGE_RULES if rule not in DATA_RULES),
-]
-
-
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ONE_WAY_RULES)
 def test_the_contract_of_storages(server: NatsServer, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rules for every storage hold, but for those about `get`, which there is not."""
     with proxied(f"redis://127.0.0.1:{server.port}") as proxy, proxy.blackhole():

@@ -19,7 +19,7 @@ import nkeys
 import pytest
 from pydantic import ValidationError
 
-from conserver import StorageError, outbound
+from conserver import StorageError
 from conserver.ambient import Work, working
 from conserver.store import VconStore
 from conserver.testing import throwaway_store, two_party_call
@@ -31,13 +31,6 @@ from tests.servers import Authority
 from tests.waiting import wait_until
 
 SECRET = "s3cret-of-a-test"
-
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test begins with closed breakers, and waits that take no time."""
-    monkeypatch.setattr(outbound, "_breakers", outbound._Breakers())
-    monkeypatch.setattr(outbound, "_sleep", lambda _: None)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from conserver import StorageError, Vcon, outbound
+from conserver import StorageError, Vcon
 from conserver.ambient import Work, working
 from conserver.testing import DATA_RULES, STORAGE_RULES, storage_contract, throwaway_store, two_party_call
 from storages import s3
@@ -18,13 +18,6 @@ from tests.fakes.orders import cut, slow
 from tests.fakes.s3_server import KEY_ID, SECRET, S3Front, S3Gate, S3Process, refuse
 
 Save = Callable[..., tuple[Vcon, Options]]
-
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test begins with closed breakers, and waits that take no time."""
-    monkeypatch.setattr(outbound, "_breakers", outbound._Breakers())
-    monkeypatch.setattr(outbound, "_sleep", lambda _: None)
 
 
 @pytest.fixture(scope="module")

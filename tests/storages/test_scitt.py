@@ -15,16 +15,21 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 
-from conserver import StorageError, Vcon, deadline, outbound
+from conserver import StorageError, Vcon, deadline
 from conserver.ambient import Work, working
 from conserver.components import check, load_storage
 from conserver.config import StorageConfig
 from conserver.erasure import erase
 from conserver.errors import ConfigError
-from conserver.testing import DATA_RULES, STORAGE_RULES, storage_contract, throwaway_store, two_party_call
+from conserver.testing import (
+    ONE_WAY_RULES,
+    storage_contract,
+    throwaway_store,
+    two_party_call,
+)
 from storages import scitt
 from storages.scitt import Options
-from tests.fakes.http_server import Exchange, HttpServer
+from tests.fakes.http_server import Exchange, HttpServer, say_nothing
 from tests.fakes.orders import cut, ok, slow, status, with_body
 from tests.fakes.scrapi_server import ScrapiServer, new_key, other_receipt, receipt_with, receipt_with_proof
 
@@ -64,9 +69,7 @@ class Service(ScrapiServer):
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test begins with closed breakers, and waits that take no time."""
-    monkeypatch.setattr(outbound, "_breakers", outbound._Breakers())
-    monkeypatch.setattr(outbound, "_sleep", lambda _: None)
+    """Nothing is remembered of other tests."""
     scitt._registered.clear()
 
 
@@ -78,11 +81,6 @@ def service() -> Iterator[Service]:
 
 def options(service: Service, **more: Any) -> dict[str, Any]:
     return {"scrapi_url": service.login_url, "signing_key_pem": KEY, "poll_every_secs": 0.01, **more}
-
-
-def say_nothing(exchange: Exchange) -> None:
-    exchange.pause(30)
-    exchange.cut()
 
 
 @pytest.fixture
@@ -108,18 +106,7 @@ def without_numbers() -> Vcon:
     return vcon
 
 
-#: Those of the rules about data that need no `get`, and those about a server that is away.
-RULES = [
-    "a vCon can be saved",
-    "a missing vCon is an error",
-    "the options stay as they are",
-    "16 threads may save at once",
-    "ping says that it works",
-    *(rule for rule in STORAGE_RULES if rule not in DATA_RULES),
-]
-
-
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ONE_WAY_RULES)
 def test_the_contract_of_storages(service: Service, rule: str) -> None:
     """The rules for every storage hold, but for those about `get`, which there is not."""
     with HttpServer(say_nothing) as silent:

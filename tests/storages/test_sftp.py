@@ -12,7 +12,7 @@ import paramiko
 import pytest
 from pydantic import ValidationError
 
-from conserver import StorageError, Vcon, outbound
+from conserver import StorageError, Vcon
 from conserver.ambient import Work, working
 from conserver.testing import STORAGE_RULES, storage_contract, throwaway_store, two_party_call
 from storages import sftp
@@ -22,13 +22,6 @@ from tests.fakes.sftp_server import SftpServer, fingerprint, make_key
 Save = Callable[..., tuple[Vcon, Options]]
 UUID = "018f0000-0000-8000-8abc-000000000001"
 DATED, LOOKUP = f"vcon_20240301T043000Z_{UUID}.json", f".lookup/00/{UUID}"
-
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test begins with closed breakers, and waits that take no time."""
-    monkeypatch.setattr(outbound, "_breakers", outbound._Breakers())
-    monkeypatch.setattr(outbound, "_sleep", lambda _: None)
 
 
 @pytest.fixture(scope="module")

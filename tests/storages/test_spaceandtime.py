@@ -17,7 +17,7 @@ from conserver.components import check
 from conserver.testing import STORAGE_RULES, storage_contract, throwaway_store, two_party_call
 from storages import spaceandtime
 from storages.spaceandtime import Options
-from tests.fakes.http_server import Exchange, HttpServer
+from tests.fakes.http_server import Exchange, HttpServer, say_nothing
 from tests.fakes.orders import Answer, cut, ok, slow, status, with_body
 from tests.fakes.spaceandtime_server import KEY, READ, TABLE, WRITE, SpaceAndTimeServer
 
@@ -53,11 +53,6 @@ def server() -> Iterator[SpaceAndTimeServer]:
 
 def options(server: SpaceAndTimeServer, **more: Any) -> dict[str, Any]:
     return {"api_url": server.url, "api_key": KEY, "table_name": TABLE, "write_biscuit": WRITE, **more}
-
-
-def say_nothing(exchange: Exchange) -> None:
-    exchange.pause(30)
-    exchange.cut()
 
 
 @pytest.fixture

@@ -9,12 +9,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from conserver import StorageError, Vcon, outbound
+from conserver import StorageError, Vcon
 from conserver.ambient import Work, working
-from conserver.testing import DATA_RULES, STORAGE_RULES, storage_contract, throwaway_store, two_party_call
+from conserver.testing import (
+    ONE_WAY_RULES,
+    storage_contract,
+    throwaway_store,
+    two_party_call,
+)
 from storages import utopia
 from storages.utopia import Options, prose
-from tests.fakes.http_server import Exchange, HttpServer
+from tests.fakes.http_server import HttpServer, say_nothing
 from tests.fakes.orders import cut, status, with_body
 from tests.fakes.utopia_server import EMAIL, KB, PASSWORD, UtopiaServer
 
@@ -24,9 +29,7 @@ SECRETS = (PASSWORD, "wrong-secret", "very-secret-token-1")
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test begins with closed breakers and no session, and waits that take no time."""
-    monkeypatch.setattr(outbound, "_breakers", outbound._Breakers())
-    monkeypatch.setattr(outbound, "_sleep", lambda _: None)
+    """Every test begins without a session."""
     monkeypatch.setattr(utopia, "_tokens", {})
 
 
@@ -38,11 +41,6 @@ def server() -> Iterator[UtopiaServer]:
 
 def options(server: UtopiaServer, **more: Any) -> dict[str, Any]:
     return {"base_url": server.base_url, "kb_id": KB, "email": EMAIL, "password": PASSWORD, **more}
-
-
-def say_nothing(exchange: Exchange) -> None:
-    exchange.pause(30)
-    exchange.cut()
 
 
 @pytest.fixture
@@ -68,18 +66,7 @@ def granted(*purposes: str, expiration: str | None = None) -> Vcon:
     return vcon
 
 
-#: Those of the rules about data that need no `get`, and those about a server that is away.
-RULES = [
-    "a vCon can be saved",
-    "a missing vCon is an error",
-    "the options stay as they are",
-    "16 threads may save at once",
-    "ping says that it works",
-    *(rule for rule in STORAGE_RULES if rule not in DATA_RULES),
-]
-
-
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ONE_WAY_RULES)
 def test_the_contract_of_storages(server: UtopiaServer, rule: str) -> None:
     """The rules for every storage hold, but for those about `get`, which there is not."""
     with HttpServer(say_nothing) as silent:

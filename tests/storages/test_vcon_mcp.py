@@ -13,7 +13,7 @@ from conserver.ambient import Work, working
 from conserver.testing import STORAGE_RULES, storage_contract, throwaway_store, two_party_call
 from storages import vcon_mcp
 from storages.vcon_mcp import Options
-from tests.fakes.http_server import Exchange, HttpServer
+from tests.fakes.http_server import HttpServer, say_nothing
 from tests.fakes.orders import cut, slow, status, with_body
 from tests.fakes.vcon_mcp_server import KEY, VconMcpServer
 
@@ -37,11 +37,6 @@ def server() -> Iterator[VconMcpServer]:
 
 def options(server: VconMcpServer, **more: Any) -> dict[str, Any]:
     return {"base_url": server.base_url, "api_key": KEY, **more}
-
-
-def say_nothing(exchange: Exchange) -> None:
-    exchange.pause(30)
-    exchange.cut()
 
 
 @pytest.fixture
