@@ -24,20 +24,19 @@ from queue import SimpleQueue
 from typing import Any
 
 import msgspec
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from conserver import crashpoints, telemetry
-from conserver.board import Board, Entry, board_name
-from conserver.claims import reason
+from conserver.board import Board, Entry
 from conserver.config import Config
 from conserver.egress import Egress
 from conserver.embedded import EmbeddedServer
 from conserver.errors import ConserverError, ServerError
 from conserver.health import Health
-from conserver.lease import Lease, host_of
-from conserver.outcomes import now
+from conserver.lease import Lease
 from conserver.process import Spec, main
 from conserver.queue import MAX_CRASHES, MAX_RETURNS, Queue
+from conserver.recovery import Recovery
 from conserver.reload import Reload
 from conserver.services import Services
 from conserver.settings import Settings
@@ -78,16 +77,6 @@ class _Process:
     orders: SimpleQueue[tuple[Any, ...] | None] = field(default_factory=SimpleQueue)
 
 
-@dataclass
-class _Recovery:
-    """What is to be done for a worker that has ended; kept until the server has taken it."""
-
-    worker: str
-    mode: str
-    limit: str
-    culprits: list[Entry]
-
-
 class Supervisor:
     """Runs the workers of one host until it is told to stop. `run` returns when all is handed back."""
 
@@ -119,7 +108,7 @@ class Supervisor:
         self._stops = self._drains = 0
         self.processes: list[_Process] = []
         self._numbers = iter(range(1, 1 << 62))
-        self._recoveries: list[_Recovery] = []
+        self.recovery = Recovery(self.queue, self.lease, self.host)
         self.ended = telemetry.Metrics()
         self._failures = 0
         self._start_after = 0.0
@@ -144,7 +133,7 @@ class Supervisor:
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, lambda *_: self.stop())
         try:
-            while not (self.stopping and not self.processes and not self._recoveries and not self.services.running()):
+            while not (self.stopping and not self.processes and not self.recovery and not self.services.running()):
                 self._look_after()
                 if self.stopping and not self.processes and time.monotonic() > self._last_end + 5:
                     log.error("the server does not take back what the workers held; others recover it later")
@@ -190,7 +179,7 @@ class Supervisor:
             if not process.process.is_alive():
                 self._bury(process)
         self._kill_overdue()
-        self._due("recovery", 0.0, self._recover_dead)
+        self._due("recovery", 0.0, lambda: self.recovery.of_ours(self.config))
         if not self.stopping:
             self._due("workers", 0.0, self._start_missing)
             self._due("services", 0.25, lambda: self.services.look_after(self.config))
@@ -325,7 +314,7 @@ class Supervisor:
             limit = f"its process {ended}, {MAX_CRASHES} times in quarantine"
         else:
             limit = f"it came back more than {MAX_RETURNS} times"
-        self._recoveries.append(_Recovery(process.name, mode, limit, process.culprits))
+        self.recovery.note(process.name, mode, limit, process.culprits)
         # A process that ends again and again as soon as it has started must not keep the machine busy.
         early = time.monotonic() - process.started < 10 and not (self.stopping or process.asked_to_end)
         if not process.quarantine:
@@ -367,62 +356,8 @@ class Supervisor:
                 process.process.kill()
             self.services.kill()
 
-    # 4. Recovery
-
-    def _recover_dead(self) -> None:
-        for recovery in list(self._recoveries):
-            refused: Exception | None = None
-            for name in self.queue.lists():
-                culprits = {
-                    entry.seq: self._overdue_reason(entry, recovery.worker)
-                    for entry in recovery.culprits
-                    if entry.list == board_name(name)
-                }
-                try:
-                    self._recover(name, recovery.worker, recovery.mode, recovery.limit, culprits)
-                except ResponseError as error:
-                    # A key of this list is something else: the other lists do not wait for it.
-                    refused = error
-            self._recoveries.remove(recovery)
-            if refused is not None:
-                self._recoveries.append(recovery)
-                raise refused
-
-    def _recover(self, name: str, worker: str, mode: str, limit: str, culprits: dict[int, bytes]) -> None:
-        why = reason(limit, worker=worker, at=now(), chain=self.config.chain_of(name) or "")
-        returned, suspects, dead = self.queue.recover(name, worker, mode, limit=why, culprits=culprits)
-        if returned or suspects or dead:
-            log.warning(
-                "recovered what worker %s held of %r: %d go back, %d to quarantine, %d dead",
-                *(worker, name, returned, suspects, dead),
-            )
-        if dead:
-            telemetry.count("conserver.dlq.count", dead, queue_name=f"DLQ:{name}")
-
-    def _overdue_reason(self, entry: Entry, worker: str) -> bytes:
-        error = f"{entry.what} did not end within its timeout and blocked its process, which was killed"
-        link = entry.what.partition("'")[2].rpartition("'")[0] if entry.what.startswith("link") else ""
-        chain = self.config.chain_of(entry.list) or ""
-        return reason(error, link=link, chain=chain, worker=worker, at=now())
-
     def _recover_others(self) -> None:
-        """Recover what workers hold whose host has lapsed, and leftovers under our own name."""
-        members = {name: self.queue.workers(name) for name in self.queue.lists()}
-        ours = {process.name for process in self.processes}
-        lapsed = set(self.lease.lapsed(host_of(worker) for workers in members.values() for worker in workers))
-        refused: Exception | None = None
-        for name, workers in members.items():
-            for worker in workers:
-                if host_of(worker) in lapsed or (host_of(worker) == self.host and worker not in ours):
-                    try:
-                        self._recover(name, worker, "returned", f"it came back more than {MAX_RETURNS} times", {})
-                    except ResponseError as error:
-                        # A key of this list is something else: the other lists do not wait for it.
-                        refused = error
-        if refused is not None:
-            raise refused
-        for host in lapsed:
-            self.lease.forget(host)
+        self.recovery.of_others(self.config, {process.name for process in self.processes})
 
     # 7. Reload
 

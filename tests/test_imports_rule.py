@@ -63,6 +63,7 @@ IMPORTED_BY = {
     "receipts": {"scitt"},
     "worker": {"process", "supervisor"},
     "process": {"services", "supervisor"},
+    "recovery": {"supervisor"},
     "vitals": {"supervisor"},
     "workload": {"worker", "supervisor", "vitals"} | COMMANDS,
     "writes": {"worker"},
@@ -76,6 +77,7 @@ IMPORTED_BY = {
     # What old links do goes by way of what links have here; the engine knows how to import them, and no more.
     "compat": {"compat", "components", "imports", "workload", "tryout"},
     "claims": {
+        "recovery",
         "compat",
         "followers",
         "ambient",
@@ -90,7 +92,7 @@ IMPORTED_BY = {
     }
     | COMMANDS,
     "session": {"process", "worker"} | COMMANDS,
-    "queue": {"ambient", "outcomes", "pauses", "session", "worker", "writes", "supervisor"} | COMMANDS,
+    "queue": {"recovery", "ambient", "outcomes", "pauses", "session", "worker", "writes", "supervisor"} | COMMANDS,
     "store": {"followers", "ambient", "writer", "chain", "run", "outcomes", "worker", "supervisor"} | COMMANDS,
     "ambient": {"__init__", "chain", "compat", "run"} | COMMANDS,
     "egress": {"supervisor"} | COMMANDS,
@@ -146,10 +148,10 @@ IMPORTED_BY = {
     | COMMANDS,
     "intake": {"pauses", "worker"},
     "pauses": {"worker"},
-    "outcomes": {"pauses", "worker", "supervisor"} | COMMANDS,
+    "outcomes": {"recovery", "pauses", "worker", "supervisor"} | COMMANDS,
     "watch": {"worker"},
-    "board": {"api", "process", "worker", "supervisor"},
-    "lease": {"supervisor", "hosts", "records"},
+    "board": {"recovery", "api", "process", "worker", "supervisor"},
+    "lease": {"recovery", "supervisor", "hosts", "records"},
     "reload": {"supervisor"},
     "health": {"supervisor"},
     "embedded": {"api", "run_now", "server", "supervisor", "tryout", "testing"},
