@@ -25,7 +25,8 @@ from pydantic import Field, field_validator
 
 from conserver import StorageError, outbound, telemetry, vcons
 
-from .server import JetStream, NoStream, Refusal, Server, run
+from .jetstream import JetStream, Refusal, run
+from .server import NoStream, Server
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}", re.ASCII)
 # All that is printed but what NATS reads as a pattern, and braces, which could be meant for another placeholder.

@@ -22,7 +22,7 @@ from conserver.testing import (
 )
 from storages import nats
 from storages.nats import Options
-from storages.nats.server import JetStream
+from storages.nats.jetstream import JetStream
 from tests.nats import PASSWORD, NatsServer, nats_server
 from tests.proxy import proxied
 from tests.waiting import wait_until
