@@ -32,6 +32,7 @@ from conserver.errors import NotAVcon, OutboundError
 from . import web_api
 from .web_api import Environment, Refused
 
+_UUID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
 _NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 # The most that Dataverse allows for a text column, in units of UTF-16.
 _MOST_CHARACTERS = 1_048_576
@@ -42,6 +43,7 @@ _SHORT = 100
 _UNFIT = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 # So often somebody else may make or delete a row between our look and our write.
 _ATTEMPTS = 3
+_PAGE = 1000
 
 
 class Options(Environment):
@@ -120,6 +122,29 @@ def delete(vcon_uuid: str, opts: Options) -> bool:
     return bool(ids)
 
 
+def list_uuids(opts: Options, after: str = "") -> Iterator[str]:
+    """Yield the UUIDs of stored vCons in order, those behind *after*, each once.
+
+    StorageError where capitals put them into another order than that of their text: Dataverse knows no case.
+    """
+    with _told("list", opts):
+        last = after
+        while page := _page(after, opts):
+            if page[-1] == after:
+                raise OutboundError(f"the answer begins anew behind {after!r}")
+            after = page[-1]
+            for one in filter(_UUID.fullmatch, page):
+                if one.lower() == last.lower():
+                    continue
+                if one < last:
+                    raise StorageError(
+                        f"{last} comes before {one}, but not as text: UUIDs with capitals and without cannot be listed "
+                        "together; name them (conserver storage copy --uuids)"
+                    )
+                last = one
+                yield one
+
+
 def ping(opts: Options) -> None:
     """Raise StorageError if the table or one of its columns cannot be read."""
     with _told("read from", opts):
@@ -196,14 +221,29 @@ def _id(row: dict[str, Any], asked: tuple[str, ...], opts: Options) -> str:
 
 
 def _query(vcon_uuid: str, opts: Options, asked: tuple[str, ...], more: str) -> list[dict[str, Any]]:
-    quoted = vcon_uuid.replace("'", "''")
-    condition = f"{opts.uuid_field} eq '{quoted}'"
+    condition = f"{opts.uuid_field} eq {_quoted(vcon_uuid)}"
+    rows = _rows(asked, condition, opts, more)
+    # What is deleted and written depends on it, so the filter is not taken on trust.
+    return [row for row in rows if str(row.get(opts.uuid_field)).lower() == vcon_uuid.lower()]
+
+
+def _page(after: str, opts: Options) -> list[str]:
+    """Return what the next rows have as UUID; some may have the same, or what is none."""
+    condition = f"{opts.uuid_field} gt {_quoted(after)}" if after else f"{opts.uuid_field} ne null"
+    more = f"&$orderby={opts.uuid_field}%20asc&$top={_PAGE}"
+    return [str(row.get(opts.uuid_field)) for row in _rows((opts.uuid_field,), condition, opts, more)]
+
+
+def _rows(asked: tuple[str, ...], condition: str, opts: Options, more: str) -> list[dict[str, Any]]:
     path = f"{opts.entity_set}?$select={','.join(asked)}&$filter={quote(condition, safe='')}{more}"
     rows = web_api.request("GET", path, opts).get("value")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise OutboundError("the answer has no list of rows in 'value'; is url that of an environment?")
-    # What is deleted and written depends on it, so the filter is not taken on trust.
-    return [row for row in rows if str(row.get(opts.uuid_field)).lower() == vcon_uuid.lower()]
+    return rows
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 # What Dataverse takes, and what it says

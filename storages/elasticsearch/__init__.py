@@ -36,7 +36,7 @@ from .options import Options
 from .parts import Part, documents_index, listed, pieces, taken_apart
 from .server import Server
 
-__all__ = ["Options", "delete", "get", "ping", "save"]
+__all__ = ["Options", "delete", "get", "list_uuids", "ping", "save"]
 
 #: How far ahead the first try is of a clock that was wrong, in the microseconds of generations; each one doubles it.
 _AHEAD = 60_000_000
@@ -87,6 +87,12 @@ def delete(vcon_uuid: str, opts: Options) -> bool:
     with _told("delete from", opts):
         _until_alone(attempt, vcon_uuid, opts)
     return removed
+
+
+def list_uuids(opts: Options, after: str = "") -> Iterator[str]:
+    """Yield the UUIDs of stored vCons in order, those behind *after*: of all that have a document."""
+    with _told("list", opts):
+        yield from Server(opts).uuids(after)
 
 
 def ping(opts: Options) -> None:

@@ -19,6 +19,9 @@ from .options import Options
 from .parts import DOCUMENTS_INDEX, PARTS_INDEX, Part, Place, documents_index, listed, named, patterns
 
 _MOST_FOUND = 10_000
+_PAGE = 1000
+# Where the server has made the index by itself, `vcon_id` is a text, by which it cannot sort; nor can it by `_id`.
+_SORTED_BY = "vcon_id.keyword"
 _MISSING = "index_not_found_exception"
 _HEAD = ["generation", "save", "parts"]
 
@@ -101,6 +104,34 @@ class Server:
         )
         answer = ask(self._opts, "POST", path, json.dumps(query).encode())
         return frozenset(_places(objects(answer, "hits", "hits"), vcon_uuid))
+
+    def uuids(self, after: str) -> Iterator[str]:
+        """Yield the UUIDs behind *after* of all vCons that have a document, in order."""
+        if self.look("ping")[1]:
+            return  # the index for them is missing
+        name = f"/{quote(self._documents, safe='')}"
+        answer = ask(self._opts, "POST", f"{name}/_refresh")
+        if not _is_whole(answer):
+            raise OutboundError(
+                f"{answer.source}: index {self._documents} could not be refreshed, so vCons may be missing"
+            )
+        while True:
+            query: dict[str, Any] = {"size": _PAGE, "_source": False, "sort": [{_SORTED_BY: "asc"}]}
+            query |= {"search_after": [after]} if after else {}
+            path = f"{name}/_search?allow_partial_search_results=false"
+            answer = ask(self._opts, "POST", path, json.dumps(query).encode())
+            hits = objects(answer, "hits", "hits")
+            for hit in hits:
+                vcon_uuid = _sorted_as(hit, answer)
+                if vcon_uuid is None:
+                    return  # this and all that follow are none of ours
+                if vcon_uuid < after:
+                    raise strange(answer)
+                after = vcon_uuid
+                if hit.get("_id") == vcon_uuid:
+                    yield vcon_uuid
+            if len(hits) < _PAGE:
+                return
 
     def put(self, vcon_uuid: str, document: bytes, before: Known | None) -> Known | None:
         """Write the document over the one that was there *before*; None if there is another one by now."""
@@ -193,6 +224,20 @@ def _query(vcon_uuid: str) -> dict[str, Any]:
     # In indexes that the server made by itself `vcon_id` is a text in pieces, of which other vCons have some, too.
     names = ("vcon_id", "vcon_id.keyword")
     return {"bool": {"should": [{"term": {name: vcon_uuid}} for name in names], "minimum_should_match": 1}}
+
+
+def _sorted_as(hit: dict[str, Any], answer: Answer) -> str | None:
+    """Return by what a hit was sorted, None if it has nothing of that name."""
+    values = hit.get("sort")
+    if not isinstance(values, list) or len(values) != 1 or not isinstance(values[0], str | None):
+        raise strange(answer)
+    return values[0]
+
+
+def _is_whole(answer: Answer) -> bool:
+    said = answer.json()
+    shards = said.get("_shards") if isinstance(said, dict) else None
+    return isinstance(shards, dict) and shards.get("failed") == 0
 
 
 def _places(hits: list[dict[str, Any]], vcon_uuid: str) -> Iterator[Place]:

@@ -19,9 +19,12 @@ Needs: conserver[sftp].
 """
 
 import contextlib
+import heapq
 import re
 import secrets
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -33,7 +36,8 @@ from .server import Server, run
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}", re.ASCII)
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+")
-_LOOKUP = ".lookup"
+_LOOKUP, _SHARD = ".lookup", re.compile(r"[0-9a-f]{2}")
+_PAGE = 100_000
 
 
 class Options(Server):
@@ -114,6 +118,13 @@ def delete(vcon_uuid: str, opts: Options) -> bool:
     return run("delete from", opts, work)
 
 
+def list_uuids(opts: Options, after: str = "") -> Iterator[str]:
+    """Yield the UUIDs of stored vCons in order, those behind *after*. Looks at all names, for each 100,000 once."""
+    while page := run("list", opts, partial(_page, after, opts)):
+        yield from page
+        after = page[-1]
+
+
 def ping(opts: Options) -> None:
     """Raise StorageError if no file can be written."""
     name = f"{opts.folder}/.ping-{secrets.token_hex(4)}"
@@ -155,6 +166,19 @@ def _names(sftp: Any, vcon_uuid: str, opts: Options) -> list[str]:
     lines = text.decode("utf-8", "replace").splitlines()
     # Others can write there, too: nothing that climbs out of the folder, and no other vCon.
     return [line for line in lines if vcon_uuid in line and _NAME.fullmatch(line)]
+
+
+def _page(after: str, opts: Options, sftp: Any) -> list[str]:
+    return heapq.nsmallest(_PAGE, (uuid for uuid in _all_uuids(sftp, opts) if uuid > after))
+
+
+def _all_uuids(sftp: Any, opts: Options) -> Iterator[str]:
+    top = f"{opts.folder}/{_LOOKUP}"
+    for shard in filter(_SHARD.fullmatch, files.names(sftp, top)):
+        for name in files.names(sftp, f"{top}/{shard}"):
+            # Elsewhere, a lookup file is none.
+            if _UUID.fullmatch(name) and _lookup(name, opts) == f"{top}/{shard}/{name}":
+                yield name
 
 
 def _point(sftp: Any, vcon_uuid: str, names: list[str], opts: Options) -> None:

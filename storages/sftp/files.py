@@ -1,8 +1,10 @@
 """Files on an SFTP server: whole, or not at all."""
 
 import contextlib
+import errno
 import io
 import secrets
+import stat
 from typing import Any
 
 
@@ -17,6 +19,28 @@ def read(sftp: Any, path: str) -> bytes | None:
     if len(data) < size:
         raise EOFError(f"{len(data)} of {size} bytes")
     return data
+
+
+def names(sftp: Any, folder: str) -> list[str]:
+    """Name what is in a folder: nothing, if there is none."""
+    try:
+        found: list[str] = sftp.listdir(folder)
+    except FileNotFoundError:
+        _check_free(sftp, folder)
+        return []
+    return found
+
+
+def _check_free(sftp: Any, folder: str) -> None:
+    """Raise NotADirectoryError if a folder cannot be there: OpenSSH says of it, too, that it was not found."""
+    try:
+        mode = sftp.stat(folder).st_mode
+    except FileNotFoundError:
+        if above := folder.rpartition("/")[0]:
+            _check_free(sftp, above)
+        return
+    if mode is not None and not stat.S_ISDIR(mode):
+        raise NotADirectoryError(errno.ENOTDIR, f"{folder} is no folder")
 
 
 def write(sftp: Any, path: str, data: bytes) -> None:

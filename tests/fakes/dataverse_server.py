@@ -180,18 +180,24 @@ class DataverseServer(TlsServer):
         if odd := given.keys() - {"$select", "$filter", "$orderby", "$top"}:
             return _error(400, "0x0", f"The query parameter {min(odd)} is not supported.")
         names = given["$select"].split(",")
-        condition = re.fullmatch(r"(\w+) eq '((?:[^']|'')*)'", given["$filter"])
-        if condition is None:
+        condition = re.fullmatch(r"(\w+) (?:(eq|gt) '((?:[^']|'')*)'|ne null)", given["$filter"])
+        order = re.fullmatch(r"(\w+)(?: (asc|desc))?", given.get("$orderby", "modifiedon"))
+        if condition is None or order is None:
             return _error(400, "0x80060888", "There is an unterminated literal or a syntax error in the filter.")
-        for name in [*names, condition[1]]:
-            if name not in {*self._texts, "vcon_created_at"}:
+        for name in [*names, condition[1], order[1]]:
+            if name not in {*self._texts, "vcon_created_at", "modifiedon"}:
                 said = f"Could not find a property named '{name}' on type 'Microsoft.Dynamics.CRM.vcon_storage'."
                 return _error(400, "0x0", said)
-        wanted = condition[2].replace("''", "'").lower()
+        column, operator, literal = condition.groups()
+        # Its text has no case; null is found by no comparison, and comes before all else.
+        wanted = (literal or "").replace("''", "'").lower()
         with self._lock:
-            found = [(key, row) for key, row in self.rows.items() if str(row.get(condition[1])).lower() == wanted]
-        if given.get("$orderby") == "modifiedon desc":
-            found.sort(key=lambda one: one[1]["modifiedon"], reverse=True)
+            texts = [
+                (key, row, str(row[column]).lower()) for key, row in self.rows.items() if row.get(column) is not None
+            ]
+        found = [(key, row) for key, row, text in texts if _is_found(text, operator, wanted)]
+        if "$orderby" in given:
+            found.sort(key=lambda one: str(one[1].get(order[1]) or "").lower(), reverse=order[2] == "desc")
         found = found[: int(given.get("$top", 5000))]
         rows = [
             {"@odata.etag": 'W/"1"', **{name: row.get(name) for name in names}, "vcon_storageid": key}
@@ -242,6 +248,12 @@ class DataverseServer(TlsServer):
         # A second later each time: the real one has no finer clock.
         moment = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=next(self._ticks))
         return {"modifiedon": f"{moment:%Y-%m-%dT%H:%M:%SZ}"}
+
+
+def _is_found(text: str, operator: str | None, wanted: str) -> bool:
+    if operator is None:
+        return True
+    return text == wanted if operator == "eq" else text > wanted
 
 
 def refused(code: int, error: str, message: str) -> Order:

@@ -88,6 +88,28 @@ class Index:
         """What a search finds."""
         return {key: stored for key, stored in self._seen.items() if self._matches(stored.source, query)}
 
+    def check_sort(self, name: str) -> None:
+        """Refuse to sort by what is no keyword, or is unknown; by `_id` as version 8 and 9 do, unless they are told."""
+        if name in _METADATA:
+            raise Refused(400, "illegal_argument_exception", f"Fielddata access on the {name} field is disallowed")
+        mapping = self._mapping(name)
+        if not mapping:
+            raise Refused(400, "query_shard_exception", f"No mapping found for [{name}] in order to sort on")
+        if mapping.get("type") != "keyword":
+            raise Refused(400, "illegal_argument_exception", f"Fielddata is disabled on [{name}]")
+
+    def sorted_as(self, source: dict[str, Any], name: str) -> str | None:
+        """Return the value of a keyword, None if the document has none that is short enough."""
+        value = source.get(name.partition(".")[0])
+        most = self._mapping(name).get("ignore_above", _MOST_CHARACTERS)
+        return value if isinstance(value, str) and len(value) <= most else None
+
+    def _mapping(self, name: str) -> dict[str, Any]:
+        field, _, inner = name.partition(".")
+        mapping: dict[str, Any] = self._fields.get(field, {})
+        inners: dict[str, dict[str, Any]] = mapping.get("fields", {})
+        return inners.get(inner, {}) if inner else mapping
+
     def _check_block(self) -> None:
         if self.blocked:
             raise Refused(403, "cluster_block_exception", "blocked by: [FORBIDDEN/8/index write (api)];")
@@ -182,14 +204,13 @@ class Index:
         if kind == "bool":
             _only(clause, {"should", "minimum_should_match"}, "bool")
             return any(self._matches(source, one) for one in clause["should"])
+        if kind == "match_all":
+            return True
         if kind not in ("term", "match"):
             raise Refused(400, "parsing_exception", f"unknown query [{kind}]")
         [(name, wanted)] = clause.items()
-        field, _, inner = name.partition(".")
-        mapping = self._fields.get(field, {})
-        if inner:
-            mapping = mapping.get("fields", {}).get(inner, {})
-        value = source.get(field)
+        mapping = self._mapping(name)
+        value = source.get(name.partition(".")[0])
         if not isinstance(value, str):
             return False
         if mapping.get("type") == "keyword":

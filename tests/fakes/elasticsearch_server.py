@@ -17,13 +17,14 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from tests.fakes.elasticsearch_index import Index, Refused
+from tests.fakes.elasticsearch_index import Index, Refused, Stored
 from tests.fakes.http_server import Exchange, HttpServer, Request
 from tests.fakes.orders import Answer, Order, ok
 
 USER, PASSWORD, API_KEY = "conserver", "elastic-very-secret", "dmVyeS1zZWNyZXQ6YXBpLWtleQ=="
 _LOGINS = {f"Basic {base64.b64encode(f'{USER}:{PASSWORD}'.encode()).decode()}", f"ApiKey {API_KEY}"}
 _WHICH = {"ignore_unavailable", "allow_no_indices"}
+_MOST_FOUND = 10_000
 _CAS = {"if_seq_no", "if_primary_term"}
 #: What may be asked: the method, the path, its parameters, and the function.
 _ROUTES: list[tuple[str, str, set[str], str]] = [
@@ -179,11 +180,20 @@ class ElasticsearchServer(HttpServer):
         return 200, {"_shards": {"total": 1, "successful": 1, "failed": 0}}
 
     def _search(self, params: dict[str, str], body: Any, names: str) -> tuple[int, dict[str, Any]]:
-        hits = [
-            {"_index": name, "_id": key, "_score": 1.0}
+        if unknown := body.keys() - {"size", "_source", "query", "sort", "search_after"}:
+            raise Refused(400, "parsing_exception", f"Unknown key for a value in [{min(unknown)}]")
+        if body["size"] > _MOST_FOUND:
+            raise Refused(400, "illegal_argument_exception", f"Result window is too large, from + size: {body['size']}")
+        found = [
+            (name, index, index.found(body.get("query", {"match_all": {}})))
             for name, index in self._named(names, params).items()
-            for key in index.found(body["query"])
         ]
+        if "sort" in body:
+            hits = _sorted(found, body)
+        elif "search_after" in body:
+            raise Refused(400, "action_request_validation_exception", "Sort must contain at least one field.")
+        else:
+            hits = [{"_index": name, "_id": key, "_score": 1.0} for name, _, keys in found for key in keys]
         return 200, {"timed_out": False, "hits": {"total": {"value": len(hits)}, "hits": hits[: body["size"]]}}
 
     def _delete_by_query(self, params: dict[str, str], body: Any, names: str) -> tuple[int, dict[str, Any]]:
@@ -258,6 +268,22 @@ class ElasticsearchServer(HttpServer):
         except Refused as refused:
             return {"status": refused.status, "error": refused.error}
         return {"status": 201}
+
+
+def _sorted(found: list[tuple[str, Index, dict[str, Stored]]], body: dict[str, Any]) -> list[dict[str, Any]]:
+    """Sort by one field and go on behind its last value; what has none comes last, and is never behind anything."""
+    [(field, order)] = [pair for one in body["sort"] for pair in one.items()]
+    if order != "asc":
+        raise Refused(400, "parsing_exception", f"the fake sorts upwards, not {order}")
+    hits: list[dict[str, Any]] = []
+    for name, index, documents in found:
+        index.check_sort(field)
+        for key, stored in documents.items():
+            hits.append({"_index": name, "_id": key, "_score": None, "sort": [index.sorted_as(stored.source, field)]})
+    if "search_after" in body:
+        [after] = body["search_after"]
+        hits = [hit for hit in hits if hit["sort"][0] is None or hit["sort"][0] > after]
+    return sorted(hits, key=lambda hit: (hit["sort"][0] is None, hit["sort"][0] or ""))
 
 
 def _body(request: Request, name: str) -> Any:

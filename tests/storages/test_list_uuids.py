@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,25 +11,66 @@ from typing import Any
 
 import pytest
 
-from conserver import StorageError
+from conserver import StorageError, outbound_wire
 from conserver.ambient import Work, working
 from conserver.components import load_storage
 from conserver.config import StorageConfig
 from conserver.testing import LIST_RULES, storage_contract, throwaway_store, two_party_call
-from storages import file, mongo, redis_storage
+from storages import dataverse, file, mongo, redis_storage, sftp
+from storages.dataverse import web_api
+from storages.elasticsearch import server as elasticsearch_server
+from tests.fakes.dataverse_server import DataverseServer, trust
+from tests.fakes.elasticsearch_server import API_KEY, ElasticsearchServer
 from tests.fakes.mongo_server import MongoServer
+from tests.fakes.orders import with_body
 from tests.fakes.s3_server import KEY_ID, SECRET, S3Process
+from tests.fakes.sftp_server import SftpServer
 from tests.postgresql import postgres_server
+from tests.storages.elasticsearch_saves import at
 
 #: Two days apart, so that they lie in folders of their own.
 FIRST, SECOND = "018f0000-0000-8000-8abc-000000000001", "018f8000-0000-8000-8abc-000000000002"
 Saving = Callable[..., Any]
 
 
-@pytest.fixture(params=["file", "sqlite", "postgres", "redis_storage", "mongo", "s3"])
+#: Of those that have to be asked more often for each vCon fewer are saved.
+SLOW = ("s3", "sftp", "elasticsearch", "dataverse")
+
+
+@pytest.fixture
+def sftp_server(tmp_path: Path) -> Iterator[SftpServer]:
+    with SftpServer(tmp_path / "sftp") as server:
+        yield server
+
+
+@pytest.fixture
+def search_server() -> Iterator[ElasticsearchServer]:
+    with ElasticsearchServer() as server:
+        yield server
+
+
+@pytest.fixture
+def table_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[DataverseServer]:
+    """A fake of Dataverse, which is trusted."""
+    trusting = trust()
+    monkeypatch.setattr(outbound_wire, "_tls", lambda: trusting)
+    monkeypatch.setattr(web_api, "_apps", {})
+    outbound_wire.close_connections()
+    with DataverseServer() as server:
+        yield server
+    outbound_wire.close_connections()
+
+
+@pytest.fixture(params=["file", "sqlite", "postgres", "redis_storage", "mongo", *SLOW])
 def storage(request: pytest.FixtureRequest, tmp_path: Path, server_url: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The name of a storage, and the options of one that is empty."""
-    if request.param == "file":
+    if request.param == "sftp":
+        yield "sftp", request.getfixturevalue("sftp_server").options(path="kept/here")
+    elif request.param == "elasticsearch":
+        yield "elasticsearch", {"url": request.getfixturevalue("search_server").url, "api_key": API_KEY}
+    elif request.param == "dataverse":
+        yield "dataverse", request.getfixturevalue("table_server").options()
+    elif request.param == "file":
         yield "file", {"path": str(tmp_path), "fsync": False}
     elif request.param == "sqlite":
         yield "sqlite", {"path": str(tmp_path / "vcons.sqlite"), "fsync": False}
@@ -79,10 +121,11 @@ def test_more_than_a_page(storage: tuple[str, dict[str, Any]], save: Saving, mon
     """The next page begins where the one before ended."""
     for module in (file, mongo, redis_storage):
         monkeypatch.setattr(module, "_PAGE", 300)
+    for module in (sftp, elasticsearch_server, dataverse):
+        monkeypatch.setattr(module, "_PAGE", 3)
     name, options = storage
-    # S3 is asked a thousand times less often; its pages are those of the service.
-    uuids = sorted(str(two_party_call().uuid) for _ in range(8 if name == "s3" else 1010))
-    saved = save(name, options, *uuids)
+    uuids = sorted(str(two_party_call().uuid) for _ in range(9 if name in SLOW else 1010))
+    saved = save(name, options, *reversed(uuids))
 
     assert list(saved.list_uuids(saved.options, "")) == uuids
     assert list(saved.list_uuids(saved.options, uuids[5])) == uuids[6:]
@@ -125,6 +168,99 @@ def test_a_path_that_is_no_folder_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(StorageError, match=r"cannot list .*a part of the path is no folder"):
         list(file.list_uuids(file.Options(path=str(tmp_path / "file"))))
+
+
+def test_lookup_files_in_other_places_and_files_of_others(sftp_server: SftpServer, save: Saving) -> None:
+    """A file that no save would look for is none."""
+    saved = save("sftp", sftp_server.options(), FIRST, SECOND)
+    lookups = sftp_server.files / ".lookup"
+    for other in (f"01/{FIRST}", f"00/.{SECOND}.0123.tmp", "00/notes", f"more/{FIRST}"):
+        (lookups / other).parent.mkdir(exist_ok=True)
+        (lookups / other).write_text("")
+    (lookups / "notes").write_text("")
+
+    assert list(saved.list_uuids(saved.options, "")) == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize("taken", ["kept", "kept/here", "kept/here/.lookup", "kept/here/.lookup/00"])
+def test_an_sftp_path_that_is_no_folder_is_told(sftp_server: SftpServer, save: Saving, taken: str) -> None:
+    """The server says that nothing is there, but there can be nothing."""
+    (sftp_server.files / taken).parent.mkdir(parents=True, exist_ok=True)
+    (sftp_server.files / taken).write_text("")
+    saved = save("sftp", sftp_server.options(path="kept/here"))
+
+    with pytest.raises(StorageError, match=f"cannot list sftp://127.0.0.1:.*: {taken} is no folder"):
+        list(saved.list_uuids(saved.options, ""))
+
+
+def test_an_index_that_the_server_has_made_is_listed(search_server: ElasticsearchServer, save: Saving) -> None:
+    """In it `vcon_id` is a text; documents of others are left out."""
+    others = [("notes", {"text": "x"}), (SECOND, {"vcon_id": FIRST}), ("a", {"vcon_id": "a" * 300})]
+    for key, document in others:
+        search_server.put("vcon_documents", key, document)
+    saved = save("elasticsearch", {"url": search_server.url, "api_key": API_KEY}, FIRST)
+
+    assert list(saved.list_uuids(saved.options, "")) == [FIRST]
+
+
+def test_an_index_that_was_not_refreshed_is_told(search_server: ElasticsearchServer, save: Saving) -> None:
+    """What was saved a moment ago would be left out."""
+    saved = save("elasticsearch", {"url": search_server.url, "api_key": API_KEY}, FIRST)
+    path = "/vcon_documents/_refresh"
+    failed = with_body(json.dumps({"_shards": {"total": 2, "successful": 1, "failed": 1}}).encode())
+    search_server.order(*at(path, failed))
+
+    with pytest.raises(StorageError, match="index vcon_documents could not be refreshed"):
+        list(saved.list_uuids(saved.options, ""))
+
+
+@pytest.mark.parametrize(
+    "hits", [[{"_id": FIRST}], [{"_id": FIRST, "sort": [1]}], [{"_id": one, "sort": [one]} for one in (SECOND, FIRST)]]
+)
+def test_hits_that_are_not_sorted_are_told(
+    search_server: ElasticsearchServer, save: Saving, hits: list[dict[str, Any]]
+) -> None:
+    """They are no answer to what was asked."""
+    saved = save("elasticsearch", {"url": search_server.url, "api_key": API_KEY}, FIRST)
+    search_server.order(*at("/vcon_documents/_search", with_body(json.dumps({"hits": {"hits": hits}}).encode())))
+
+    with pytest.raises(StorageError, match=r"cannot list .*the answer is none of Elasticsearch or OpenSearch"):
+        list(saved.list_uuids(saved.options, ""))
+
+
+def test_rows_of_the_existing_conserver_come_once(
+    table_server: DataverseServer, save: Saving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which makes a row with each save; also where they are more than a page, and among rows of others."""
+    monkeypatch.setattr(dataverse, "_PAGE", 2)
+    for uuid in (*[FIRST] * 5, "it's none", SECOND, SECOND.upper()):
+        table_server.put(uuid, "{}")
+    table_server.rows["none"] = {"vcon_uuid": None, "modifiedon": ""}
+    saved = save("dataverse", table_server.options())
+
+    assert [one.lower() for one in saved.list_uuids(saved.options, "")] == [FIRST, SECOND]
+    assert list(saved.list_uuids(saved.options, SECOND.upper())) == []
+
+
+def test_capitals_that_change_the_order_are_told(table_server: DataverseServer, save: Saving) -> None:
+    """Dataverse sorts without regard to them, and the order is that of the text."""
+    small, large = f"{FIRST[:-2]}ab", f"{FIRST[:-2]}AC"
+    for uuid in (small, large):
+        table_server.put(uuid, "{}")
+    saved = save("dataverse", table_server.options())
+
+    with pytest.raises(StorageError, match=f"cannot list .*{small} comes before {large}, but not as text"):
+        list(saved.list_uuids(saved.options, ""))
+
+
+def test_a_table_that_begins_anew_is_told(table_server: DataverseServer, save: Saving) -> None:
+    """Asked for what comes behind a UUID, it names that one: there would be no end."""
+    saved = save("dataverse", table_server.options(), FIRST)
+    again = json.dumps({"value": [{"vcon_uuid": FIRST}]}).encode()
+    table_server.order(*[with_body(again)] * 2)
+
+    with pytest.raises(StorageError, match=f"the answer begins anew behind '{FIRST}'"):
+        list(saved.list_uuids(saved.options, ""))
 
 
 LISTING = """\
