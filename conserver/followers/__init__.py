@@ -48,7 +48,7 @@ MOST_IN_A_ROW = 3
 #: No request for a pause is obeyed for longer.
 LONGEST_ASKED_SECS = 3600.0
 #: How long `serve` waits for rounds that run when it is to stop.
-STOP_SECS = 1.5
+STOP_SECS = 5.0
 _LEAST_PAUSE_SECS = 0.1
 _LOOK_SECS = 0.1
 _MOST_LATE = 1000
