@@ -707,10 +707,10 @@ def test_serve_stops_when_it_is_told_to(house: House, safe: OtherConserver) -> N
     wait_until(lambda: safe.asked("GET /vcon/"))
     began = time.monotonic()
     stopping.set()
-    thread.join(10)
+    thread.join(30)
 
     assert not thread.is_alive()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < followers.STOP_SECS + 10
 
 
 def test_serve_without_followers_waits_for_its_end(house: House) -> None:
