@@ -84,8 +84,12 @@ class EmbeddedServer:
             if self._users is None:
                 self._users = self._enter()
             self._ensure_server()
-        except BaseException:
+        except Exception:
             self._leave()
+            raise
+        except BaseException:
+            # A signal: whoever is told to end so early leaves nothing behind either.
+            self.stop()
             raise
         return self.url
 
@@ -214,15 +218,14 @@ class EmbeddedServer:
         raise ServerError(f"the embedded server still loads its data after {_LOAD_SECS:.0f} s; see {self._log_file}")
 
     def _shut_down(self) -> None:
-        if not self.is_running():
-            return
-        with contextlib.suppress(RedisError), contextlib.closing(_client(self._socket)) as client:
-            client.shutdown(nosave=True)  # no snapshot; the append-only file is flushed in any case
         deadline = time.monotonic() + _STOP_SECS
         while self.is_running():
             if time.monotonic() > deadline:
                 log.warning("the embedded server has not ended within %.0f s; see %s", _STOP_SECS, self._log_file)
                 return
+            # Again and again: where a start was interrupted it may not listen yet, or nobody knows its process.
+            with contextlib.suppress(RedisError), contextlib.closing(_client(self._socket)) as client:
+                client.shutdown(nosave=True)  # no snapshot; the append-only file is flushed in any case
             time.sleep(_POLL_SECS)
         if self._process is not None:
             self._process.wait(_STOP_SECS)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -199,6 +200,26 @@ def test_the_server_is_out_of_reach_of_ctrl_c(data: Path) -> None:
     server.stop()
 
     assert session != os.getsid(0)
+
+
+@pytest.mark.parametrize("moment", ["launching", "waiting"])
+def test_a_start_that_is_interrupted_leaves_no_server(data: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """Ctrl-C or SIGTERM in the second in which it comes up, also before anybody knows its process."""
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def interrupted(*args: Any, **how: Any) -> Any:
+        if moment == "launching":
+            started.append(popen(*args, **how))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(*((subprocess, "Popen") if moment == "launching" else (embedded, "_ping")), interrupted)
+    server = EmbeddedServer(data)
+    with pytest.raises(KeyboardInterrupt):
+        server.start()
+
+    assert not server.is_running()
+    assert [process.wait(30) for process in started] in ([], [0])
 
 
 def test_restart_if_dead_keeps_the_data(data: Path) -> None:

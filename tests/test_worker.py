@@ -234,7 +234,8 @@ def test_a_storage_that_hangs_is_left_alone(redis: Redis, host: Host, start: Cal
     redis.rpush("in", A)
     wait_until(lambda: redis.llen("out") == 25)
 
-    assert times == MOST_HANGING
+    # Two may begin beside each other, just before the first is over its time.
+    assert MOST_HANGING <= times <= 2 * MOST_HANGING
     assert any(b"it was not asked" in why for why in whys)
     assert redis.llen("DLQ:storage:hangs") == 24
     assert not made.retired.is_set()
