@@ -2,8 +2,9 @@
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
-# Tests wait about as long as they work, those of faults longer.
-WORKERS ?= 3
+# One more than there are cores, up to 8: tests wait about as long as they work, those of faults longer.
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); \
+	test $$cores -lt 7 || cores=7; expr $$cores + 1)
 FAULT_WORKERS ?= 4
 MINUTES ?= 30
 
@@ -27,7 +28,7 @@ run: ## start the conserver on config.yml with its own server; the first time it
 	$(call set_up)
 	@exec $(BIN)/conserver run --examples examples
 
-test: ## run the tests (WORKERS=3 processes)
+test: ## run the tests (in WORKERS= processes, one more than there are cores)
 	$(call set_up,test)
 	@$(BIN)/python -m pytest -n $(WORKERS)
 
