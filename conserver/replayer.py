@@ -145,10 +145,6 @@ class Replayer:
             return self._failed()
         return LOOK_SECS
 
-    def remembered(self) -> set[str]:
-        """Return the entries that wait for another try."""
-        return set(self._late)
-
     def _failed(self) -> float:
         self._failures += 1
         return _pause(self._failures, LONGEST_PAUSE_SECS)

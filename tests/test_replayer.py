@@ -159,7 +159,7 @@ def test_what_was_saved_at_last_starts_afresh(scene: Scene, monkeypatch: pytest.
         with scene.store.edit(other) as document:
             document.document["subject"] = "fine"
         wait_until(lambda: scene.left() == [bad], 60)
-        wait_until(lambda: scene.replayer.remembered() == {bad}, 60)
+        wait_until(lambda: set(scene.replayer._late) == {bad}, 60)
 
 
 def test_it_waits_for_who_is_at_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
